@@ -1,0 +1,470 @@
+"""Throw-away hosts on this machine: systemd containers reached over SSH, provisioned like any rented server.
+
+A lab has a name, an inventory folder and a state folder. Everything it makes carries the Docker label
+``mayafleet.lab=<name>`` or lies in the state folder, so taking it down removes exactly that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mayafleet import runner, speech, tokens
+from mayafleet.errors import ExitCode, FleetError
+
+PROJECT = Path(__file__).resolve().parent.parent
+LABEL = "mayafleet.lab"
+SENTENCE = "The quick brown fox jumps over the lazy dog tonight."
+
+# What a freshly rented Debian server has: an init, SSH, sudo and Python, and nothing of ours.
+HOST_PACKAGES = (
+    "ca-certificates,dbus,iproute2,openssh-server,procps,python3,sudo,systemd,systemd-sysv,systemd-timesyncd,util-linux"
+)
+# What the inference image is built on where no registry can be asked for the official Python image.
+PYTHON_PACKAGES = "ca-certificates,python3,python3-venv,python3-pip"
+
+# Extra authorities an administrator gave this machine, as `update-ca-certificates` finds them.
+LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
+CA_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy")
+
+app = typer.Typer(help="Throw-away hosts on this machine.", no_args_is_help=True)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One lab: its hosts, and where its keys, certificates and recordings lie."""
+
+    name: str
+    inventory: Path
+    state: Path
+
+    @cached_property
+    def hosts(self) -> list[str]:
+        """Names of all hosts, in the inventory's order; the place in this list gives a host its address."""
+        groups = yaml.safe_load((self.inventory / "hosts.yml").read_text())["all"]["children"]
+        return list(dict.fromkeys(host for group in groups.values() for host in group.get("hosts") or {}))
+
+    @cached_property
+    def subnet(self) -> int:
+        """Third octet of the lab's network, out of its name, so that two labs on one machine do not meet."""
+        return hashlib.sha256(self.name.encode()).digest()[0]
+
+    def address(self, host: str) -> str:
+        return f"172.29.{self.subnet}.{11 + self.hosts.index(host)}"
+
+    def address_ipv6(self, host: str) -> str:
+        return f"fd6d:6179:6131:{self.subnet:x}::{11 + self.hosts.index(host)}"
+
+    def container(self, host: str) -> str:
+        return f"{self.name}-{host}"
+
+    def running(self) -> list[str]:
+        """Hosts whose container runs, in the inventory's order."""
+        names = docker("ps", "--filter", f"label={LABEL}={self.name}", "--format", "{{.Names}}").split()
+        return [host for host in self.hosts if self.container(host) in names]
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+NameOption = Annotated[str, typer.Option("--name", help="Name of the lab; two labs can run side by side.")]
+InventoryOption = Annotated[Path, typer.Option("--inventory", "-i", help="The lab's inventory folder.")]
+StateOption = Annotated[Path | None, typer.Option("--state", help="Keys, certificates, recordings. [default: .lab/NAME]")]
+DEFAULT_NAME = "maya1-lab"
+DEFAULT_INVENTORY = PROJECT / "inventories" / "lab"
+
+
+def open_lab(name: str, inventory: Path, state: Path | None) -> Lab:
+    if not (inventory / "hosts.yml").is_file():
+        raise FleetError(
+            f"{inventory} is no lab inventory: it has no hosts.yml.",
+            "Name a folder such as inventories/lab with --inventory.",
+            ExitCode.USAGE,
+        )
+    return Lab(name, inventory.resolve(), (state or PROJECT / ".lab" / name).resolve())
+
+
+@app.command()
+def up(
+    host: Annotated[list[str] | None, typer.Option(help="Host of the inventory to boot; repeatable. [default: the first]")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Boot every host of the inventory.")] = False,
+    provision: Annotated[bool, typer.Option(help="Run playbooks/site.yml and speak; otherwise only boot.")] = True,
+    name: NameOption = DEFAULT_NAME,
+    inventory: InventoryOption = DEFAULT_INVENTORY,
+    state: StateOption = None,
+) -> None:
+    """Boot hosts, provision them with the production playbook, and let them speak."""
+    lab = open_lab(name, inventory, state)
+    console = Console()
+    wanted = lab.hosts if every else host or lab.hosts[:1]
+    for unknown in set(wanted) - set(lab.hosts):
+        raise FleetError(
+            f"Host {unknown!r} is not in {lab.inventory / 'hosts.yml'}.", f"Known hosts: {', '.join(lab.hosts)}.", ExitCode.USAGE
+        )
+    started = time.monotonic()
+    boot(lab, wanted, console)
+    if not provision:
+        console.print(f"Booted: {', '.join(wanted)}. Provision with: mayafleet provision -i {lab.inventory}")
+        return
+    result = runner.run_playbook("site", lab.inventory, limit=",".join(wanted), console=console)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+    spoken = speak(lab, wanted[0], console)
+    summary(lab, wanted, result, spoken, time.monotonic() - started, console)
+
+
+@app.command()
+def down(
+    images: Annotated[bool, typer.Option("--images", help="Also remove the images that labs boot from.")] = False,
+    name: NameOption = DEFAULT_NAME,
+    inventory: InventoryOption = DEFAULT_INVENTORY,
+    state: StateOption = None,
+) -> None:
+    """Remove the lab's containers, volumes, network, keys and recordings, and nothing else."""
+    lab = open_lab(name, inventory, state)
+    console = Console()
+    removed = 0
+    if engine_answers():
+        mine = ("--filter", f"label={LABEL}={lab.name}")
+        for kind, listing, remove in (
+            ("container", ("ps", "--all", "--quiet", *mine), ("rm", "--force")),
+            ("volume", ("volume", "ls", "--quiet", *mine), ("volume", "rm")),
+            ("network", ("network", "ls", "--quiet", *mine), ("network", "rm")),
+        ):
+            found = docker(*listing).split()
+            if found:
+                docker(*remove, *found)
+                console.print(f"removed {len(found)} {kind}{'s' if len(found) > 1 else ''}")
+                removed += len(found)
+        if images and (found := docker("images", "--quiet", "--filter", f"label={LABEL}").split()):
+            docker("rmi", "--force", *sorted(set(found)))
+            console.print(f"removed {len(set(found))} images")
+    for path in (lab.inventory / "lab.yml", lab.state):
+        if path.exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            console.print(f"removed {path}")
+            removed += 1
+    console.print("Nothing to remove." if not removed else "The lab is gone. Docker and its packages stay installed.")
+
+
+@app.command()
+def status(
+    name: NameOption = DEFAULT_NAME, inventory: InventoryOption = DEFAULT_INVENTORY, state: StateOption = None
+) -> None:
+    """Show which hosts of the lab run and at which address."""
+    lab = open_lab(name, inventory, state)
+    running = lab.running() if engine_answers() else []
+    table = Table("host", "state", "IPv4", "IPv6", title=f"lab {lab.name}")
+    for host in lab.hosts:
+        table.add_row(host, "running" if host in running else "absent", lab.address(host), lab.address_ipv6(host))
+    Console().print(table)
+
+
+# --- booting --------------------------------------------------------------------------------------------------------
+
+
+def boot(lab: Lab, hosts: Sequence[str], console: Console) -> None:
+    """Bring the named hosts up and write what Ansible needs to reach them. Safe to run again."""
+    lab.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with step(console, "Docker engine"):
+        ensure_engine(console)
+    with step(console, "host image"):
+        image = ensure_image("maya1-lab-host", HOST_PACKAGES)
+    with step(console, "Python base image"):
+        base_image = ensure_image("maya1-lab-python", PYTHON_PACKAGES)
+        archive = save_image(base_image, lab.state.parent / "images")
+    with step(console, "keys and network"):
+        ensure_keys(lab)
+        ensure_network(lab)
+    for host in hosts:
+        with step(console, f"boot {host}"):
+            ensure_container(lab, host, image)
+            admit_operator(lab, host)
+    write_inventory(lab, base_image, archive)
+
+
+@contextmanager
+def step(console: Console, title: str) -> Iterator[None]:
+    """Show that a step runs, and how long it took."""
+    started = time.monotonic()
+    with console.status(title):
+        yield
+    console.print(f"[green]ok[/] {title} [dim]{time.monotonic() - started:.1f} s[/]")
+
+
+def ensure_engine(console: Console) -> None:
+    if engine_answers():
+        return
+    starter = ["systemctl", "start", "docker"] if Path("/run/systemd/system").exists() else ["service", "docker", "start"]
+    console.print(f"No Docker engine answers: starting Debian's with `{' '.join(starter)}`.")
+    run(as_root(starter))
+    for _ in range(60):
+        if engine_answers():
+            return
+        time.sleep(0.5)
+    raise FleetError(
+        "The Docker engine did not start within 30 s.", "Read /var/log/docker.log or `journalctl -u docker`.", ExitCode.LAB
+    )
+
+
+def ensure_image(repository: str, packages: str) -> str:
+    """Image with the given Debian packages, made by mmdebstrap from the sources this machine itself uses.
+
+    Returns the image's name; its tag is a digest of what goes into it, so a change of packages makes a new one.
+    """
+    suite, sources = apt_sources()
+    digest = hashlib.sha256("\n".join([suite, packages, *sources]).encode()).hexdigest()[:12]
+    image = f"{repository}:{suite}-{digest}"
+    if docker("images", "--quiet", image):
+        return image
+    builder = subprocess.Popen(
+        as_root(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}",
+                 # A host has keys and an identity of its own: none may come from the image.
+                 "--customize-hook=rm -f $1/etc/ssh/ssh_host_* $1/etc/machine-id",
+                 "--customize-hook=touch $1/etc/machine-id",
+                 suite, "-", *sources]),
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    docker("import", "--change", f"LABEL {LABEL}=image", "-", image, stdin=builder.stdout)
+    if builder.wait() != 0:
+        docker("rmi", image)
+        raise FleetError(f"mmdebstrap could not make {image}.", "Its last lines are above.", ExitCode.LAB)
+    return image
+
+
+def apt_sources() -> tuple[str, list[str]]:
+    """Codename of this machine's distribution and the one-line apt sources it uses for that distribution."""
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    suite = release.get("VERSION_CODENAME", "").strip('"')
+    targets = run(["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"])
+    wanted = ("main", "universe")
+    found = {
+        (site, name, component)
+        for site, name, component in (line.split() for line in targets.splitlines() if len(line.split()) == 3)
+        if name in (suite, f"{suite}-updates", f"{suite}-security") and component in wanted
+    }
+    if not suite or not found:
+        raise FleetError(
+            "apt on this machine names no source for its own distribution.",
+            "The lab runs on Debian and Ubuntu: run `apt-get update` and try again.",
+            ExitCode.LAB,
+        )
+    return suite, [f"deb {site} {name} {component}" for site, name, component in sorted(found)]
+
+
+def save_image(image: str, folder: Path) -> Path:
+    """The image as a file that a host's Docker loads; made once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / f"{image.replace(':', '-')}.tar"
+    if not archive.exists():
+        partial = archive.with_suffix(".partial")
+        docker("save", "--output", str(partial), image)
+        if docker_command()[0] == "sudo":
+            run(["sudo", "chown", str(os.getuid()), str(partial)])
+        partial.rename(archive)
+    return archive
+
+
+def ensure_keys(lab: Lab) -> None:
+    """SSH key, and the key that signs tokens. The certificate authority is made by role tls."""
+    ssh_key = lab.state / "ssh" / "id_ed25519"
+    if not ssh_key.exists():
+        ssh_key.parent.mkdir(mode=0o700, exist_ok=True)
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", lab.name, "-f", str(ssh_key)])
+    if not (lab.state / "jwt" / "private.pem").exists():
+        tokens.create_key_pair(lab.state / "jwt")
+    # Docker would hand containers its own loopback resolver, which containers inside them cannot reach.
+    resolver = Path("/run/systemd/resolve/resolv.conf")
+    shutil.copyfile(resolver if resolver.exists() else "/etc/resolv.conf", lab.state / "resolv.conf")
+
+
+def ensure_network(lab: Lab) -> None:
+    if not docker("network", "ls", "--quiet", "--filter", f"name=^{lab.name}$"):
+        docker("network", "create", "--label", f"{LABEL}={lab.name}", "--ipv6",
+               "--subnet", f"172.29.{lab.subnet}.0/24", "--subnet", f"fd6d:6179:6131:{lab.subnet:x}::/64", lab.name)  # fmt: skip
+
+
+def ensure_container(lab: Lab, host: str, image: str) -> None:
+    name, volume = lab.container(host), f"{lab.container(host)}-docker"
+    state = docker("ps", "--all", "--filter", f"name=^{name}$", "--format", "{{.State}}").strip()
+    if not state:
+        docker("volume", "create", "--label", f"{LABEL}={lab.name}", volume)
+        # No port is published: only this machine reaches the host, at its own address. systemd needs its cgroups and two
+        # capabilities; `--privileged` is not asked for, and fails on machines that lack CAP_SYS_RESOURCE.
+        docker("run", "--detach", "--name", name, "--hostname", host, "--label", f"{LABEL}={lab.name}",
+               "--network", lab.name, "--ip", lab.address(host), "--ip6", lab.address_ipv6(host),
+               "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN",
+               "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
+               "--tmpfs", "/run", "--tmpfs", "/tmp", "--volume", f"{volume}:/var/lib/docker",
+               "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host",
+               "--volume", f"{lab.state / 'resolv.conf'}:/etc/resolv.conf:ro",
+               image, "/lib/systemd/systemd")  # fmt: skip
+    elif state != "running":
+        docker("start", name)
+    for _ in range(120):
+        if exec_in(lab, host, "systemctl is-system-running || true").strip() in ("running", "degraded"):
+            return
+        time.sleep(0.5)
+    raise FleetError(f"{host} did not finish booting within 60 s.", f"Look at: docker logs {name}", ExitCode.LAB)
+
+
+def admit_operator(lab: Lab, host: str) -> None:
+    """What a provider's cloud-init does: an operator with our key and sudo, host keys; and pin the host's key here."""
+    public_key = (lab.state / "ssh" / "id_ed25519.pub").read_text()
+    exec_in(
+        lab,
+        host,
+        """
+        set -e
+        id ops >/dev/null 2>&1 || useradd --create-home --shell /bin/bash ops
+        install -d -m 700 -o ops -g ops /home/ops/.ssh
+        install -m 600 -o ops -g ops /dev/stdin /home/ops/.ssh/authorized_keys
+        echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops
+        chmod 440 /etc/sudoers.d/ops
+        if [ ! -e /etc/ssh/ssh_host_ed25519_key ]; then ssh-keygen -A >/dev/null; systemctl restart ssh; fi
+        systemctl is-active --quiet ssh || systemctl start ssh
+        """,
+        stdin=public_key,
+    )
+    host_key = " ".join(exec_in(lab, host, "cat /etc/ssh/ssh_host_ed25519_key.pub").split()[:2])
+    known_hosts = lab.state / "ssh" / "known_hosts"
+    others = [
+        line
+        for line in (known_hosts.read_text().splitlines() if known_hosts.exists() else [])
+        if line.split()[0] != lab.address(host)
+    ]
+    known_hosts.write_text("\n".join([*others, f"{lab.address(host)} {host_key}"]) + "\n")
+
+
+def write_inventory(lab: Lab, base_image: str, archive: Path) -> None:
+    """lab.yml beside hosts.yml: addresses and keys of the hosts, and what this machine's network needs."""
+    variables: dict[str, Any] = {
+        "ansible_user": "ops",
+        "ansible_ssh_private_key_file": str(lab.state / "ssh" / "id_ed25519"),
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab.state / 'ssh' / 'known_hosts'} -o IdentitiesOnly=yes",
+        "ansible_host": "{{ lab_address }}",
+        "lab_state": str(lab.state),
+        "lab_base_image": base_image,
+        "lab_base_image_archive": str(archive),
+        **machine_settings(),
+    }
+    hosts = {h: {"lab_address": lab.address(h), "lab_address_ipv6": lab.address_ipv6(h)} for h in lab.hosts}
+    text = "---\n# Written by `mayafleet lab up`; do not edit.\n" + yaml.safe_dump({"all": {"vars": variables, "hosts": hosts}})
+    (lab.inventory / "lab.yml").write_text(text)
+
+
+def machine_settings() -> dict[str, Any]:
+    """Authorities, proxies, pip and apt settings of this machine, as variables of role base."""
+    settings: dict[str, Any] = {
+        "base_extra_ca_certificates": [
+            {"name": path.stem, "content": path.read_text()} for path in extra_authorities()
+        ]
+    }
+    environment = {v: os.environ.get(v) or os.environ.get(v.upper()) for v in PROXY_VARIABLES}
+    settings["base_proxy_environment"] = {k: v for k, v in environment.items() if v}
+    index = os.environ.get("PIP_INDEX_URL") or run(["pip3", "config", "get", "global.index-url"], check=False).strip()
+    if index.startswith("http"):
+        settings["base_pip_index_url"] = index
+    apt_proxy = run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"]).strip()
+    if apt_proxy:
+        settings["base_apt_proxy"] = apt_proxy.removeprefix("proxy='").removesuffix("'")
+    return settings
+
+
+def extra_authorities() -> list[Path]:
+    """Certificates that an administrator added to this machine, by the distribution's folder or by a variable."""
+    added = sorted(LOCAL_AUTHORITIES.rglob("*.crt"))
+    named = {Path(value) for variable in CA_VARIABLES if (value := os.environ.get(variable))}
+    system = Path("/etc/ssl/certs")
+    return added + sorted(path for path in named if path.is_file() and system not in path.resolve().parents)
+
+
+# --- the end of `lab up` --------------------------------------------------------------------------------------------
+
+
+def speak(lab: Lab, host: str, console: Console) -> speech.Spoken:
+    with step(console, "speak"):
+        return speech.say(
+            SENTENCE, speech.connection(lab.inventory, host), lab.state / "speech.wav", audio_format="wav", stream=True
+        )
+
+
+def summary(
+    lab: Lab, hosts: Sequence[str], result: runner.RunResult, spoken: speech.Spoken, seconds: float, console: Console
+) -> None:
+    table = Table(title=f"lab {lab.name} is up ({seconds:.0f} s)", show_header=False, min_width=60)
+    for host in hosts:
+        table.add_row("host", f"{host}  https://{lab.address(host)}")
+        for line in result.not_run.get(host, []):
+            table.add_row("not run", line)
+    table.add_row("engine", spoken.engine)
+    table.add_row("TTFA", f"{spoken.ttfa:.3f} s")
+    table.add_row("RTF", f"{spoken.rtf:.3f}")
+    table.add_row("audio", f"{spoken.duration:.2f} s in {spoken.path}")
+    console.print(table)
+    inventory = os.path.relpath(lab.inventory)
+    console.print(
+        "Next:\n"
+        f"  mayafleet say 'Good morning from the lab.' -i {inventory} --host {hosts[0]} -o hello.wav\n"
+        f"  mayafleet verify -i {inventory} --limit {','.join(hosts)}\n"
+        f"  ssh -i {lab.state}/ssh/id_ed25519 -o UserKnownHostsFile={lab.state}/ssh/known_hosts ops@{lab.address(hosts[0])}\n"
+        "  make lab-down",
+        soft_wrap=True,
+    )
+
+
+# --- running programs -----------------------------------------------------------------------------------------------
+
+
+def run(command: Sequence[str], *, stdin: str | None = None, check: bool = True) -> str:
+    """Run a program and return what it printed. Raises FleetError with its last line when it fails."""
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise FleetError(f"The program {command[0]} is missing.", "Run `make lab`, which installs it.", ExitCode.LAB) from None
+    if check and done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise FleetError(f"`{' '.join(command[:4])}` failed: {lines[-1]}", "Mend that and run again.", ExitCode.LAB)
+    return done.stdout
+
+
+def as_root(command: Sequence[str]) -> list[str]:
+    return list(command) if os.geteuid() == 0 else ["sudo", *command]
+
+
+def docker_command() -> list[str]:
+    """`docker`, with sudo where this user may not talk to the engine's socket."""
+    direct = os.geteuid() == 0 or os.access("/var/run/docker.sock", os.W_OK)
+    return ["docker"] if direct else ["sudo", "docker"]
+
+
+def docker(*arguments: str, stdin: Any = None) -> str:
+    command = [*docker_command(), *arguments]
+    if stdin is None or isinstance(stdin, str):
+        return run(command, stdin=stdin)
+    done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FleetError(f"`docker {arguments[0]}` failed: {done.stderr.strip()}", "Mend that and run again.", ExitCode.LAB)
+    return done.stdout
+
+
+def engine_answers() -> bool:
+    return subprocess.run([*docker_command(), "info"], capture_output=True, check=False).returncode == 0
+
+
+def exec_in(lab: Lab, host: str, script: str, stdin: str | None = None) -> str:
+    return docker("exec", "--interactive", lab.container(host), "sh", "-c", script, stdin=stdin)
