@@ -1,0 +1,162 @@
+"""What an operator sees of a run: live on a terminal, line by line in a log, and the report at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mayafleet.errors import ExitCode
+from mayafleet.tally import NO_ROLE, Counts, Event, Stage, Tally
+
+if TYPE_CHECKING:
+    from mayafleet.runner import RunResult
+
+Show = Callable[[Event, list[Stage]], None]
+MESSAGE_LENGTH = 600
+
+
+@contextmanager
+def progress(tally: Tally, planned: Sequence[str], diff: bool, console: Console) -> Iterator[Show]:
+    """Show a run while it goes on. Yields what to call after the tally has taken an event."""
+    board = _Board(tally, planned)
+
+    def show(event: Event, stages: list[Stage]) -> None:
+        data = event.get("event_data") or {}
+        if diff and event.get("event") == "runner_on_file_diff" and event.get("stdout"):
+            console.print(_diff(data, str(event["stdout"])), soft_wrap=True)
+        if event.get("event") in ("runner_on_failed", "runner_on_unreachable") and not data.get(
+            "ignore_errors"
+        ):
+            verb = "failed" if event["event"] == "runner_on_failed" else "is unreachable"
+            where = f"{data['host']} {verb} in {data.get('role') or NO_ROLE}: {data.get('task')}"
+            console.print(Text(where, style="red"), soft_wrap=True)
+        if not console.is_terminal:
+            for stage in stages:
+                console.print(_line(stage), soft_wrap=True, highlight=False, markup=False)
+
+    if not console.is_terminal:
+        yield show
+        return
+    with Live(board, console=console, transient=True, refresh_per_second=4):
+        yield show
+
+
+def report(result: RunResult, console: Console) -> None:
+    """The end of a run: hosts, time, what was left undone, failures, and where everything lies."""
+    if result.hosts:
+        console.print(_host_table(result))
+    if result.role_seconds:
+        console.print(_role_table(result))
+    for host, entries in sorted(result.not_run.items()):
+        for entry in entries:
+            console.print(Text.assemble((f"not run on {host}: ", "yellow"), entry), soft_wrap=True)
+    for failure in result.failures:
+        title = f"{failure.host} {'unreachable' if failure.unreachable else 'failed'} in {failure.role}: {failure.task}"
+        console.print(Text(title, style="bold red"), soft_wrap=True)
+        console.print(Text(_shorten(failure.message)), soft_wrap=True)
+    if result.exit_code == ExitCode.INTERRUPTED:
+        console.print(
+            Text(
+                "Interrupted: hosts may be half provisioned. Running again is safe and completes them.",
+                style="bold yellow",
+            )
+        )
+    outcome = "succeeded" if result.exit_code == ExitCode.OK else f"ended with exit code {result.exit_code:d}"
+    console.print(
+        f"{result.playbook} {outcome} after {_duration(result.elapsed)}; kept in {result.run_dir}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+class _Board:
+    """The live view: a line for each host, and how many of the roles are done. Drawn anew several times a second."""
+
+    def __init__(self, tally: Tally, planned: Sequence[str]) -> None:
+        self.tally = tally
+        self.planned = len(planned)
+        self.started = time.monotonic()
+
+    def __rich__(self) -> RenderableType:
+        hosts = Table.grid(padding=(0, 2))
+        for host, counts in list(self.tally.hosts.items()):
+            hosts.add_row(
+                Text(host, style="bold"),
+                Text(self.tally.role, style="cyan"),
+                Text(self.tally.tasks.get(host, ""), overflow="ellipsis", no_wrap=True),
+                *_count_cells(counts),
+            )
+        total = max(self.planned, self.tally.roles_done, 1)
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            ProgressBar(total=total, completed=self.tally.roles_done, width=30),
+            f"{self.tally.roles_done}/{total} roles",
+            _duration(time.monotonic() - self.started),
+        )
+        return Group(hosts, bar)
+
+
+def _count_cells(counts: Counts) -> list[Text]:
+    failed = counts.failed + counts.unreachable
+    return [
+        Text(f"ok {counts.ok}", style="green"),
+        Text(f"changed {counts.changed}", style="yellow" if counts.changed else "dim"),
+        Text(f"failed {failed}", style="bold red" if failed else "dim"),
+    ]
+
+
+def _line(stage: Stage) -> str:
+    counts = stage.counts
+    return (
+        f"{stage.host}  {stage.role}  ok {counts.ok}  changed {counts.changed}  "
+        f"failed {counts.failed + counts.unreachable}  {counts.seconds:.1f} s"
+    )
+
+
+def _host_table(result: RunResult) -> Table:
+    table = Table("host", title="Hosts", title_justify="left")
+    for column in ("ok", "changed", "skipped", "failed", "unreachable", "seconds"):
+        table.add_column(column, justify="right")
+    for host, counts in sorted(result.hosts.items()):
+        style = "red" if counts.failed or counts.unreachable else "yellow" if counts.changed else "green"
+        numbers = (counts.ok, counts.changed, counts.skipped, counts.failed, counts.unreachable)
+        table.add_row(host, *map(str, numbers), f"{counts.seconds:.1f}", style=style)
+    return table
+
+
+def _role_table(result: RunResult) -> Table:
+    table = Table("role", title="Time by role", title_justify="left")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    total = sum(result.role_seconds.values()) or 1.0
+    for role, seconds in sorted(result.role_seconds.items(), key=lambda item: -item[1]):
+        table.add_row(role, f"{seconds:.1f}", f"{seconds / total:.0%}")
+    return table
+
+
+def _diff(data: dict[str, Any], printed: str) -> Text:
+    text = Text(f"{data.get('host')}  {data.get('role') or NO_ROLE}: {data.get('task')}\n", style="bold")
+    for line in printed.strip().splitlines():
+        text.append(line + "\n", style={"+": "green", "-": "red"}.get(line[:1], "not bold"))
+    return text
+
+
+def _shorten(message: str) -> str:
+    return (
+        message
+        if len(message) <= MESSAGE_LENGTH
+        else f"{message[:MESSAGE_LENGTH]} … (the rest is in the run folder)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"

@@ -1,0 +1,347 @@
+"""Asks a host for speech as any client would: over TLS, through the gateway, with a token; and measures the answer."""
+
+from __future__ import annotations
+
+import getpass
+import math
+import os
+import re
+import ssl
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+import requests
+
+from mayafleet import inventory as inventories
+from mayafleet import project, tokens
+from mayafleet.errors import ExitCode, FleetError
+
+FORMATS = ("wav", "mp3", "flac", "opus", "pcm")
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 120
+SAMPLE_BYTES = 2  # pcm is 16 bit, mono
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a host's speech service answers, whom to trust there, and the token to show."""
+
+    url: str
+    token: str
+    ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith("https://"):
+            raise FleetError(
+                f"{self.url!r} is not an https:// address, and a token must not travel in the clear.",
+                "Set fleet_url for the host, or --url.",
+                ExitCode.USAGE,
+            )
+        if self.ca_file and not self.ca_file.is_file():
+            raise FleetError(
+                f"The CA file {self.ca_file} does not exist.",
+                "Set fleet_ca_file for the host, or --ca.",
+                ExitCode.USAGE,
+            )
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).netloc
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What came back, and how fast. Times are seconds, as the client saw them."""
+
+    path: Path
+    engine: str
+    voice: str
+    cache: str
+    ttfa: float
+    """From sending the request to the first byte of audio; a WAV header is not audio."""
+    elapsed: float
+    duration: float
+    """Of the audio; not a number where neither the audio nor the service says it (a compressed stream)."""
+
+    @property
+    def rtf(self) -> float:
+        """Seconds of waiting for a second of audio, from sending the request to the last byte."""
+        return self.elapsed / self.duration if self.duration else math.nan
+
+
+@dataclass(frozen=True)
+class Signing:
+    """What makes tokens for a host."""
+
+    key_file: Path
+    issuer: str
+    audience: str
+
+
+def connection(inventory: Path | Sequence[Path], host: str | None = None) -> Connection:
+    """How to reach a host, out of its variables fleet_*, with a fresh token. Without a name: the only gpu host."""
+    values, host = _host_variables(inventory, host, ("fleet_url", "fleet_ca_file"))
+    signer = signing(inventory, host)
+    token = tokens.issue(
+        signer.key_file,
+        issuer=signer.issuer,
+        audience=signer.audience,
+        subject=f"operator:{getpass.getuser()}",
+    )
+    ca_file = project.root() / values["fleet_ca_file"] if values["fleet_ca_file"] else None
+    return Connection(_required(values, "fleet_url", host), token, ca_file)
+
+
+def signing(inventory: Path | Sequence[Path], host: str | None = None) -> Signing:
+    """Key, issuer and audience that a host's service accepts, out of its variables fleet_jwt_*."""
+    values, host = _host_variables(
+        inventory, host, ("fleet_jwt_key_file", "fleet_jwt_issuer", "fleet_jwt_audience")
+    )
+    return Signing(
+        project.root() / _required(values, "fleet_jwt_key_file", host),
+        _required(values, "fleet_jwt_issuer", host),
+        _required(values, "fleet_jwt_audience", host),
+    )
+
+
+def say(
+    text: str,
+    connection: Connection,
+    path: Path,
+    *,
+    audio_format: str = "wav",
+    voice: str | None = None,
+    speed: float | None = None,
+    stream: bool = True,
+) -> Spoken:
+    """Have a text spoken into a file. The file appears whole or not at all."""
+    if audio_format not in FORMATS:
+        raise FleetError(
+            f"There is no format {audio_format!r}.", f"Formats: {', '.join(FORMATS)}.", ExitCode.USAGE
+        )
+    if not text.strip():
+        raise FleetError(
+            "There is no text to speak.",
+            "Give it as an argument, or - to read it from stdin.",
+            ExitCode.USAGE,
+        )
+    request = {"model": "tts-1", "input": text, "response_format": audio_format, "stream": stream}
+    request |= {key: value for key, value in (("voice", voice), ("speed", speed)) if value is not None}
+    started = time.monotonic()
+    with _explained(connection), _answer(connection, request) as answer, _whole_file(path) as file:
+        header_size = 0
+        first_audio: float | None = None
+        for piece in answer.iter_content(4096):
+            file.write(piece)
+            if audio_format == "wav" and not header_size:
+                header_size = _wav_header_size(file)
+            if first_audio is None and file.tell() > header_size and (header_size or audio_format != "wav"):
+                first_audio = time.monotonic()
+        elapsed = time.monotonic() - started
+        if first_audio is None:
+            raise FleetError(
+                f"{connection.host} answered with no audio.", _look_there(answer), ExitCode.SERVICE
+            )
+        duration = (
+            _finish_wav(file, header_size) if audio_format == "wav" else _duration(file, audio_format, answer)
+        )
+        headers = answer.headers
+    return Spoken(
+        path=path,
+        engine=headers.get("X-Engine", "unknown"),
+        voice=headers.get("X-Voice", "unknown"),
+        cache=headers.get("X-Cache", "unknown"),
+        ttfa=first_audio - started,
+        elapsed=elapsed,
+        duration=duration,
+    )
+
+
+# --- the inventory --------------------------------------------------------------------------------------------------
+
+
+def _host_variables(
+    paths: Path | Sequence[Path], host: str | None, names: Sequence[str]
+) -> tuple[dict[str, str], str]:
+    inventory = inventories.load(paths)
+    if host is None:
+        speakers = inventory.groups.get("gpu", [])
+        if len(speakers) != 1:
+            raise FleetError(
+                f"The inventory has {len(speakers)} hosts that speak (group gpu): name one with --host.",
+                f"Hosts: {inventories.enumerate_some(speakers)}.",
+                ExitCode.USAGE,
+            )
+        host = speakers[0]
+    values = inventories.variables(inventory, host, names)
+    return {name: str(value) if value is not None else "" for name, value in values.items()}, host
+
+
+def _required(values: dict[str, str], name: str, host: str) -> str:
+    if not values[name]:
+        raise FleetError(f"Host {host} has no variable {name}.", "Set it in the inventory.", ExitCode.USAGE)
+    return values[name]
+
+
+# --- the request ----------------------------------------------------------------------------------------------------
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Given as `auth`, so that no password of a .netrc file replaces it."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
+
+@contextmanager
+def _answer(connection: Connection, request: dict[str, object]) -> Iterator[requests.Response]:
+    """The service's answer, its body still to come; FleetError when it is not audio."""
+    trusted = ssl.get_default_verify_paths()
+    verify = str(connection.ca_file) if connection.ca_file else trusted.cafile or trusted.capath or True
+    with requests.post(
+        f"{connection.url.rstrip('/')}/v1/audio/speech",
+        json=request,
+        auth=_Bearer(connection.token),
+        headers={"Accept-Encoding": "identity"},
+        verify=verify,
+        stream=True,
+        allow_redirects=False,  # a redirected POST would turn into a GET, elsewhere
+        timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+    ) as answer:
+        if answer.status_code != 200:
+            raise _refusal(connection, answer)
+        if not answer.headers.get("Content-Type", "").startswith("audio/"):
+            kind = answer.headers.get("Content-Type", "no content type")
+            raise FleetError(
+                f"{connection.host} answered {kind} instead of audio.", _look_there(answer), ExitCode.SERVICE
+            )
+        yield answer
+
+
+def _refusal(connection: Connection, answer: requests.Response) -> FleetError:
+    try:
+        error = answer.json()["error"]
+        said = f"{error['message']} (code {error['code']})"
+    except (ValueError, KeyError, TypeError):
+        said = f"nothing that says why ({answer.headers.get('Content-Type', 'no content type')})"
+    next_step = {
+        401: "Check fleet_jwt_key_file, fleet_jwt_issuer and fleet_jwt_audience of the host, or the token given.",
+        429: f"Try again in {answer.headers.get('Retry-After', 'a few')} seconds.",
+    }.get(answer.status_code, _look_there(answer))
+    return FleetError(f"{connection.host} answered {answer.status_code}: {said}", next_step, ExitCode.SERVICE)
+
+
+def _look_there(answer: requests.Response) -> str:
+    request = answer.headers.get("X-Request-Id")
+    return "Look at the logs of the gateway and the service there" + (
+        f", for request {request}." if request else "."
+    )
+
+
+@contextmanager
+def _explained(connection: Connection) -> Iterator[None]:
+    """Turn what can go wrong on the way into a sentence."""
+    try:
+        yield
+    except requests.exceptions.SSLError as error:
+        reason = re.search(r"certificate verify failed: ([^(]+?) \(", str(error))
+        raise FleetError(
+            f"The certificate of {connection.host} is not accepted: {reason[1] if reason else error}.",
+            "Set fleet_ca_file for the host (or --ca) to the authority that issued it, and use an address it names.",
+            ExitCode.SERVICE,
+        ) from None
+    except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError):
+        raise FleetError(
+            f"{connection.host} broke off in the middle of the audio; nothing was written.",
+            "Try again, and look at the logs of the gateway and the service there.",
+            ExitCode.SERVICE,
+        ) from None
+    except requests.exceptions.Timeout:
+        raise FleetError(
+            f"{connection.host} did not answer in time.",
+            "Look at the load and the logs of the service there.",
+            ExitCode.SERVICE,
+        ) from None
+    except requests.exceptions.RequestException as error:
+        raise FleetError(
+            f"{connection.host} cannot be reached: {_root_of(error)}.",
+            "Check that the host is up, and that its firewall lets this address in.",
+            ExitCode.SERVICE,
+        ) from None
+
+
+def _root_of(error: BaseException) -> str:
+    """The plain reason under the wrappings of an HTTP library's error."""
+    reason = error.args[0] if error.args else error
+    inner = getattr(reason, "reason", None)
+    text = str(inner if isinstance(inner, BaseException) else reason)
+    return re.sub(r"^.*?(?=\[Errno|Failed|Connection)", "", text).rstrip(".)'\"") or type(error).__name__
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name once it is complete, and leaves nothing behind otherwise."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("w+b") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        if isinstance(error, requests.exceptions.RequestException):
+            raise
+        raise FleetError(
+            f"{path} cannot be written: {error.strerror}.", "Choose another file with -o.", ExitCode.USAGE
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _wav_header_size(file: BinaryIO) -> int:
+    """Where the samples begin, or 0 while too little has come to tell."""
+    end = file.tell()
+    file.seek(0)
+    header = file.read(4096)
+    file.seek(end)
+    if len(header) < 12:
+        return 0
+    if header[:4] != b"RIFF" or header[8:12] != b"WAVE":
+        raise FleetError(
+            "The service answered something that is no WAV.", "Look at the service's logs.", ExitCode.SERVICE
+        )
+    at = 12
+    while at + 8 <= len(header):
+        name, size = struct.unpack_from("<4sI", header, at)
+        if name == b"data":
+            return at + 8
+        at += 8 + size + size % 2
+    return 0
+
+
+def _finish_wav(file: BinaryIO, header_size: int) -> float:
+    """Put the real sizes into the header, which a stream cannot know when it begins. Returns seconds of audio."""
+    end = file.seek(0, os.SEEK_END)
+    for at, size in ((4, end - 8), (header_size - 4, end - header_size)):
+        file.seek(at)
+        file.write(struct.pack("<I", size))
+    file.seek(0)
+    header = file.read(header_size)
+    bytes_per_second: int = struct.unpack_from("<I", header, header.index(b"fmt ") + 16)[0]
+    return (end - header_size) / bytes_per_second if bytes_per_second else math.nan
+
+
+def _duration(file: BinaryIO, audio_format: str, answer: requests.Response) -> float:
+    if audio_format == "pcm" and (rate := answer.headers.get("X-Sample-Rate")):
+        return file.tell() / (int(rate) * SAMPLE_BYTES)
+    return float(answer.headers.get("X-Audio-Duration-Seconds", math.nan))

@@ -1,0 +1,206 @@
+"""What the events of an Ansible run add up to: counts per host, time per role, failures, and what was left undone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NO_ROLE = "(no role)"
+# Role `verify` exports, per host, what was not done for want of something, under this key.
+NOT_RUN_KEY = "fleet_not_run"
+
+Event = Mapping[str, Any]
+
+
+@dataclass
+class Counts:
+    """Results of tasks, and the time they took."""
+
+    ok: int = 0
+    changed: int = 0
+    skipped: int = 0
+    failed: int = 0
+    unreachable: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where a host stopped, and why."""
+
+    host: str
+    role: str
+    task: str
+    message: str
+    unreachable: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A role that a host is through with."""
+
+    host: str
+    role: str
+    counts: Counts
+
+
+@dataclass
+class Tally:
+    """Running account of a run. Feed it every event in order."""
+
+    hosts: dict[str, Counts] = field(default_factory=dict)
+    role_seconds: dict[str, float] = field(default_factory=dict)
+    not_run: dict[str, list[str]] = field(default_factory=dict)
+    roles_done: int = 0
+    role: str = ""
+    """Role of the task that runs now; empty before the first one."""
+    tasks: dict[str, str] = field(default_factory=dict)
+    """Task that each host is at, or was last at."""
+    finished: bool = False
+    _failures: dict[str, Failure] = field(default_factory=dict)
+    _open: dict[str, Counts] = field(default_factory=dict)
+    _clock: datetime | None = None
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The last failure of each host that ended failed or unreachable; rescued and ignored ones are none."""
+        return [
+            f for host, f in self._failures.items() if self.hosts[host].failed or self.hosts[host].unreachable
+        ]
+
+    def add(self, event: Event) -> list[Stage]:
+        """Account for one event. Returns the roles that hosts have come to the end of."""
+        kind, data = event.get("event", ""), event.get("event_data") or {}
+        if kind in (
+            "playbook_on_task_start",
+            "playbook_on_handler_task_start",
+            "playbook_on_play_start",
+            "playbook_on_stats",
+        ):
+            self._advance(event)
+            role = data.get("role") or NO_ROLE if "task_start" in kind else ""
+            stages = self._enter(role) if role != self.role else []
+            if kind == "playbook_on_stats":
+                self._finish(data)
+            return stages
+        if host := data.get("host"):
+            self._result(kind, host, data)
+        return []
+
+    def _advance(self, event: Event) -> None:
+        """Charge the time since the last turn to the role that was running."""
+        now = datetime.fromisoformat(event["created"])
+        if self._clock and self.role:
+            self.role_seconds[self.role] = (
+                self.role_seconds.get(self.role, 0.0) + (now - self._clock).total_seconds()
+            )
+        self._clock = now
+
+    def _enter(self, role: str) -> list[Stage]:
+        stages = [Stage(host, self.role, counts) for host, counts in self._open.items()]
+        self.roles_done += self.role not in ("", NO_ROLE)
+        self.role, self._open = role, {}
+        return stages
+
+    def _result(self, kind: str, host: str, data: Mapping[str, Any]) -> None:
+        total = self.hosts.setdefault(host, Counts())
+        self.tasks[host] = data.get("task") or ""
+        if kind == "runner_on_start":
+            return
+        stage = self._open.setdefault(host, Counts())
+        result = data.get("res") or {}
+        for counts in (total, stage):
+            counts.seconds += data.get("duration") or 0.0
+            if kind == "runner_on_ok" or (kind == "runner_on_failed" and data.get("ignore_errors")):
+                counts.ok += 1
+                counts.changed += bool(result.get("changed"))
+            elif kind == "runner_on_skipped":
+                counts.skipped += 1
+            elif kind == "runner_on_failed":
+                counts.failed += 1
+            elif kind == "runner_on_unreachable":
+                counts.unreachable += 1
+        if kind in ("runner_on_failed", "runner_on_unreachable") and not data.get("ignore_errors"):
+            self._failures[host] = Failure(
+                host,
+                data.get("role") or NO_ROLE,
+                data.get("task") or "",
+                message_of(result),
+                kind == "runner_on_unreachable",
+            )
+        statistics = result.get("ansible_stats")
+        if (
+            kind == "runner_on_ok"
+            and isinstance(statistics, dict)
+            and NOT_RUN_KEY in statistics.get("data", {})
+        ):
+            # Per-host statistics are missing in the final event, which carries only those of the whole run.
+            self.not_run[host] = [str(entry) for entry in statistics["data"][NOT_RUN_KEY]]
+
+    def _finish(self, statistics: Mapping[str, Any]) -> None:
+        """Ansible's own final counts replace ours: it alone knows which failures a rescue has mended."""
+        for host in statistics.get("processed") or {}:
+            counts = self.hosts.setdefault(host, Counts())
+            for name, key in {
+                "ok": "ok",
+                "changed": "changed",
+                "skipped": "skipped",
+                "failed": "failures",
+                "unreachable": "dark",
+            }.items():
+                setattr(counts, name, (statistics.get(key) or {}).get(host, 0))
+        self.finished = True
+
+
+def message_of(result: Mapping[str, Any]) -> str:
+    """Why a task failed, out of its result: the message, what the program printed, or the failed items of a loop."""
+    if "censored" in result:
+        return "The result is hidden (no_log)."
+    failed_items = [
+        item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")
+    ]
+    if failed_items:
+        return "\n".join(
+            f"{item.get('_ansible_item_label', item.get('item', '?'))}: {message_of(item)}"
+            for item in failed_items
+        )
+    message = result.get("msg") or "no message"
+    lines = message if isinstance(message, list) else [message]
+    if result.get("rc"):
+        printed = (
+            result.get("stderr")
+            or result.get("module_stderr")
+            or result.get("stdout")
+            or result.get("module_stdout")
+        )
+        lines = [*lines, printed] if printed else lines
+    return "\n".join(str(line).strip() for line in lines)
+
+
+def planned_roles(playbook: Path, tags: Collection[str] = (), skip_tags: Collection[str] = ()) -> list[str]:
+    """Roles that the playbook's plays list, in order, less those that tags leave out."""
+    try:
+        plays = yaml.safe_load(playbook.read_text()) or []
+    except yaml.YAMLError:
+        return []  # Ansible is about to say what is wrong with it
+    planned: list[str] = []
+    for play in plays if isinstance(plays, list) else []:
+        if imported := play.get("import_playbook") or play.get("ansible.builtin.import_playbook"):
+            path = playbook.parent / imported
+            planned += planned_roles(path, tags, skip_tags) if path.is_file() else []
+        for entry in play.get("roles") or []:
+            role = {"role": entry} if isinstance(entry, str) else entry
+            own = {*_words(play.get("tags")), *_words(role.get("tags"))}
+            if own & set(skip_tags) or (tags and "all" not in tags and not own & {*tags, "always"}):
+                continue
+            planned.append(role.get("role") or role.get("name") or "?")
+    return planned
+
+
+def _words(value: Any) -> list[str]:
+    return value.split(",") if isinstance(value, str) else list(value or [])
