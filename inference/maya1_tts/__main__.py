@@ -1,0 +1,3 @@
+from maya1_tts.cli import main
+
+raise SystemExit(main())

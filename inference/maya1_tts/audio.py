@@ -1,0 +1,144 @@
+"""From float samples to bytes: clean joins, safe peaks, and five encodings that grow piece by piece."""
+
+import io
+import struct
+from typing import Any, Literal, get_args
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int16]
+Format = Literal["mp3", "opus", "flac", "wav", "pcm"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+MEDIA_TYPES: dict[Format, str] = {
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+}
+ENCODER_REVISION = f"libsndfile {soundfile.__libsndfile_version__}, soxr {soxr.__version__}"
+
+PEAK = 10 ** (-1 / 20)  # -1 dBFS
+FADE_SECONDS = 0.005
+OPUS_RATE = 24000  # Opus knows 8, 12, 16, 24 and 48 kHz; 24 kHz holds all that a 22.05 kHz voice has
+
+
+def finish_segment(samples: FloatArray, rate: int, pause: float) -> FloatArray:
+    """Make one synthesised segment ready to be joined to its neighbours.
+
+    samples: mono, float, any peak. rate: Hz. pause: seconds of silence to add behind it.
+    The edges are faded, so that a join never clicks; a peak above -1 dBFS scales the segment down.
+    Nothing is cut off: the result is exactly `pause` seconds longer.
+    """
+    out = samples.astype(np.float32, copy=True)
+    peak = float(np.abs(out).max(initial=0.0))
+    if peak > PEAK:
+        out *= PEAK / peak
+    fade = np.linspace(0.0, 1.0, min(int(rate * FADE_SECONDS), len(out) // 2), dtype=np.float32)
+    if len(fade):
+        out[: len(fade)] *= fade
+        out[-len(fade) :] *= fade[::-1]
+    return np.concatenate([out, np.zeros(round(pause * rate), dtype=np.float32)])
+
+
+def to_int16(samples: FloatArray) -> IntArray:
+    """Full scale 1.0 becomes 32767; what lies beyond is clipped, never wrapped."""
+    scaled: IntArray = np.rint(np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16)
+    return scaled
+
+
+class Encoder:
+    """Encodes mono int16 samples as they come.
+
+    `write` and `finish` return the bytes to send on now. `complete` is, after `finish`, the same audio as one
+    file whose header also knows the length, which a stream cannot know when its first byte leaves.
+    This base class is the `pcm` format: little-endian samples and nothing else.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._file = io.BytesIO()
+        self._sent = 0
+
+    def write(self, samples: IntArray) -> bytes:
+        self._file.write(samples.astype("<i2").tobytes())
+        return self._unsent()
+
+    def finish(self) -> bytes:
+        return self._unsent()
+
+    @property
+    def complete(self) -> bytes:
+        return self._file.getvalue()
+
+    def _unsent(self) -> bytes:
+        with self._file.getbuffer() as buffer:
+            new = bytes(buffer[self._sent :])
+        self._sent += len(new)
+        return new
+
+
+class WavEncoder(Encoder):
+    """One header, then samples. While streaming, both sizes say 0xFFFFFFFF, the usual mark for "unknown"."""
+
+    def __init__(self, rate: int) -> None:
+        super().__init__(rate)
+        self._file.write(self._header(0xFFFFFFFF, 0xFFFFFFFF))
+
+    def _header(self, riff_size: int, data_size: int) -> bytes:
+        mono, bits, frame = 1, 16, 2
+        fmt = struct.pack("<HHIIHH", 1, mono, self.rate, self.rate * frame, frame, bits)
+        riff = struct.pack("<4sI4s4sI", b"RIFF", riff_size, b"WAVE", b"fmt ", 16)
+        return riff + fmt + struct.pack("<4sI", b"data", data_size)
+
+    def finish(self) -> bytes:
+        tail = self._unsent()
+        size = self._file.tell()
+        self._file.seek(0)
+        self._file.write(self._header(size - 8, size - 44))
+        return tail
+
+
+# mp3 is constant bit rate (64 kbit/s at 22.05 kHz), so that a player can tell the length of a stream that has no
+# length in its header.
+_SNDFILE: dict[Format, dict[str, Any]] = {
+    "mp3": {
+        "format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.6
+    },
+    "flac": {"format": "FLAC", "subtype": "PCM_16"},
+    "opus": {"format": "OGG", "subtype": "OPUS"},
+}  # fmt: skip
+
+
+class SndfileEncoder(Encoder):
+    """mp3, flac and opus through libsndfile, which rewrites its header in place when the file is closed."""
+
+    def __init__(self, rate: int, format: Format) -> None:
+        super().__init__(rate)
+        self._resample = soxr.ResampleStream(rate, OPUS_RATE, 1, dtype="int16") if format == "opus" else None
+        file_rate = OPUS_RATE if self._resample else rate
+        self._sound = soundfile.SoundFile(self._file, "w", file_rate, 1, **_SNDFILE[format])
+
+    def write(self, samples: IntArray) -> bytes:
+        if self._resample:
+            samples = self._resample.resample_chunk(samples)
+        self._sound.write(samples)
+        return self._unsent()
+
+    def finish(self) -> bytes:
+        if self._resample:
+            self._sound.write(self._resample.resample_chunk(np.zeros(0, dtype=np.int16), last=True))
+        self._sound.close()
+        return self._unsent()
+
+
+def encoder(format: Format, rate: int) -> Encoder:
+    if format == "pcm":
+        return Encoder(rate)
+    if format == "wav":
+        return WavEncoder(rate)
+    return SndfileEncoder(rate, format)

@@ -1,0 +1,153 @@
+"""Bearer tokens: HS256 with a shared secret, RS256, ES256 and EdDSA with public keys from a JWKS file."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from maya1_tts.config import PREFIX, Settings, read_secret
+from maya1_tts.errors import ApiError, ConfigError, shown
+
+LEEWAY_SECONDS = 10
+# The key decides the algorithm, never the token: this is what makes algorithm confusion impossible.
+_ALGORITHM_OF = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Key:
+    id: str | None
+    algorithm: str
+    material: Any  # bytes for HS256, a public key object of `cryptography` for the others
+
+
+def _load_secret(path: Path) -> list[Key]:
+    secret = read_secret("JWT_SECRET_FILE", path)
+    if len(secret) < 32:
+        raise ConfigError(
+            f"{PREFIX}JWT_SECRET_FILE={shown(str(path))} holds {len(secret)} bytes; allowed: at least 32 bytes."
+        )
+    return [Key(None, "HS256", secret)]
+
+
+def _load_jwks(path: Path) -> list[Key]:
+    where = f"{PREFIX}JWKS_FILE={shown(str(path))}"
+    try:
+        entries = json.loads(read_secret("JWKS_FILE", path))["keys"]
+        keys = []
+        for entry in entries:
+            algorithm = _ALGORITHM_OF.get((entry["kty"], None if entry["kty"] == "RSA" else entry.get("crv")))
+            if algorithm is None or entry.get("alg", algorithm) != algorithm or "d" in entry:
+                raise ConfigError(
+                    f"{where}: key {shown(entry.get('kid'))} has kty {shown(entry['kty'])}, crv {shown(entry.get('crv'))}, "
+                    f"alg {shown(entry.get('alg'))}; allowed: public RSA (RS256), P-256 (ES256) and Ed25519 (EdDSA) keys."
+                )
+            keys.append(Key(entry.get("kid"), algorithm, jwt.PyJWK(entry, algorithm).key))
+    except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
+        raise ConfigError(f"{where} is not a JWKS file: {type(error).__name__}: {error}.") from None
+    if not keys:
+        raise ConfigError(f"{where} holds no keys; allowed: at least one public key.")
+    return keys
+
+
+def _refuse(code: str, message: str) -> ApiError:
+    error = "invalid_request" if code == "missing_token" else "invalid_token"
+    challenge = 'Bearer realm="maya1-tts"' + ("" if code == "missing_token" else f', error="{error}"')
+    return ApiError(401, code, message, headers={"WWW-Authenticate": challenge})
+
+
+class Authenticator:
+    """Checks `Authorization` headers. Key files are read again when they change on disk."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError when a key file cannot be used."""
+        self._issuer, self._audience = settings.jwt_issuer, settings.jwt_audience
+        self._files = [
+            (path, load)
+            for path, load in ((settings.jwt_secret_file, _load_secret), (settings.jwks_file, _load_jwks))
+            if path
+        ]
+        self._seen = self._stamp()
+        self._keys = self._load()
+
+    def check(self, header: str | None) -> None:
+        """Raises ApiError 401 with a stable code unless the header carries a valid token."""
+        self._reload_if_changed()
+        scheme, _, token = (header or "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise _refuse("missing_token", "This route needs the header 'Authorization: Bearer <token>'.")
+        try:
+            self._decode(token.strip())
+        except jwt.ExpiredSignatureError:
+            raise _refuse("token_expired", "The token's 'exp' lies in the past.") from None
+        except jwt.ImmatureSignatureError:
+            raise _refuse("token_not_yet_valid", "The token's 'nbf' or 'iat' lies in the future.") from None
+        except jwt.InvalidAudienceError:
+            raise _refuse("invalid_audience", f"The token's 'aud' must be {shown(self._audience)}.") from None
+        except jwt.InvalidIssuerError:
+            raise _refuse("invalid_issuer", f"The token's 'iss' must be {shown(self._issuer)}.") from None
+        except jwt.MissingRequiredClaimError as error:
+            code = {"aud": "invalid_audience", "iss": "invalid_issuer"}.get(error.claim, "invalid_token")
+            raise _refuse(code, f"The token has no {error.claim!r}.") from None
+        except jwt.InvalidSignatureError:
+            raise _refuse("invalid_signature", "The token's signature does not fit any known key.") from None
+        except jwt.InvalidAlgorithmError as error:
+            raise _refuse("invalid_algorithm", str(error)) from None
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            raise _refuse("invalid_token", "The token cannot be read as a JWT.") from None
+
+    def _decode(self, token: str) -> None:
+        header = jwt.get_unverified_header(token)
+        allowed = sorted({key.algorithm for key in self._keys})
+        algorithm = header.get("alg")
+        if algorithm not in allowed:
+            raise jwt.InvalidAlgorithmError(
+                f"The token's 'alg' is {shown(algorithm)}; allowed: {', '.join(allowed)}."
+            )
+        keys = [key for key in self._keys if key.algorithm == algorithm]
+        named = [key for key in keys if key.id is not None and key.id == header.get("kid")]
+        failure: jwt.PyJWTError = jwt.InvalidSignatureError()
+        for key in named or [key for key in keys if key.id is None or "kid" not in header]:
+            try:
+                jwt.decode(
+                    token,
+                    key.material,
+                    algorithms=[key.algorithm],
+                    issuer=self._issuer,
+                    audience=self._audience,
+                    leeway=LEEWAY_SECONDS,
+                    options={
+                        "require": [
+                            "exp",
+                            *(["aud"] if self._audience else []),
+                            *(["iss"] if self._issuer else []),
+                        ],
+                        "verify_aud": self._audience is not None,
+                        "verify_iss": self._issuer is not None,
+                    },
+                )
+                return
+            except jwt.InvalidSignatureError as error:
+                failure = error
+        raise failure
+
+    def _load(self) -> list[Key]:
+        return [key for path, load in self._files for key in load(path)]
+
+    def _stamp(self) -> list[tuple[int, int, int]]:
+        stats = (path.stat() for path, _ in self._files if path.exists())
+        return [(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]
+
+    def _reload_if_changed(self) -> None:
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._keys = self._load()
+            log.info("read the token keys again")
+        except ConfigError as error:
+            log.error("kept the old token keys: %s", error)

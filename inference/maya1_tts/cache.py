@@ -1,0 +1,129 @@
+"""Finished audio in Redis. The service never depends on it: when Redis is away, requests are just slower."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from maya1_tts.config import Settings, read_secret
+from maya1_tts.metrics import Metrics
+
+TIMEOUT_SECONDS = 0.25  # what one request loses at most when Redis hangs; after that the cache counts as down
+PROBE_SECONDS = 1.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A complete audio file and its length in samples."""
+
+    samples: int
+    body: bytes
+
+    def pack(self) -> bytes:
+        payload = struct.pack("<Q", self.samples) + self.body
+        return hashlib.sha256(payload).digest() + payload
+
+    @classmethod
+    def unpack(cls, value: bytes) -> "Entry | None":
+        """None when the value was cut short or altered."""
+        checksum, payload = value[:32], value[32:]
+        if len(payload) <= 8 or hashlib.sha256(payload).digest() != checksum:
+            return None
+        return cls(struct.unpack("<Q", payload[:8])[0], payload[8:])
+
+
+class Cache:
+    """`up` is the circuit breaker: any failure clears it, and only the background probe sets it again."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.up = False
+        self._metrics = metrics
+        self._ttl = settings.cache_ttl_seconds
+        self._max_bytes = settings.cache_max_entry_bytes
+        password = (
+            read_secret("REDIS_PASSWORD_FILE", settings.redis_password_file).decode()
+            if settings.redis_password_file
+            else None
+        )
+        self._redis = (
+            redis.asyncio.from_url(
+                settings.redis_url,
+                password=password,
+                socket_timeout=TIMEOUT_SECONDS,
+                socket_connect_timeout=TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+            )
+            if settings.redis_url
+            else None
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Probe Redis in the background for as long as the context is open."""
+        if self._redis is None:
+            yield
+            return
+        await self._probe()
+        probe = asyncio.create_task(self._probe_forever())
+        try:
+            yield
+        finally:
+            probe.cancel()
+            await self._redis.aclose()
+
+    async def get(self, key: str) -> Entry | None:
+        if not self.up or self._redis is None:
+            return None
+        try:
+            value: Any = await self._redis.get(key)
+            entry = Entry.unpack(value) if value is not None else None
+            if value is not None and entry is None:
+                log.warning("dropped a damaged cache entry")
+                self._metrics.cache_errors.inc()
+                await self._redis.delete(key)
+            return entry
+        except (RedisError, OSError) as error:
+            self._down(error)
+            return None
+
+    async def set(self, key: str, entry: Entry) -> None:
+        if not self.up or self._redis is None or len(entry.body) > self._max_bytes:
+            return
+        try:
+            await self._redis.set(key, entry.pack(), ex=self._ttl)
+        except (RedisError, OSError) as error:
+            self._down(error)
+
+    async def _probe_forever(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            await self._probe()
+
+    async def _probe(self) -> None:
+        assert self._redis is not None  # noqa: S101
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError) as error:
+            self._down(error)
+            return
+        if not self.up:
+            log.info("cache is up")
+        self.up = True
+        self._metrics.cache_up.set(1)
+
+    def _down(self, error: Exception) -> None:
+        self._metrics.cache_errors.inc()
+        self._metrics.cache_up.set(0)
+        if self.up:
+            log.warning("cache is down: %s", type(error).__name__)
+        self.up = False

@@ -1,0 +1,93 @@
+"""All settings, from MAYA1_TTS_* environment variables. Secrets come by file only."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from maya1_tts.errors import ConfigError, shown
+
+PREFIX = "MAYA1_TTS_"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+
+    environment: Literal["production", "development"] = "production"
+    engine: Literal["onnx_voice"] = "onnx_voice"
+    host: str = "0.0.0.0"  # noqa: S104  inside a container; the host decides what is published
+    port: int = Field(8000, ge=1, le=65535)
+    model_dir: Path = Path("/models")
+    model_aliases: str = "tts-1,tts-1-hd,gpt-4o-mini-tts"
+    default_voice: str = "joe"
+    workers: int = Field(2, ge=1, le=64)
+    threads: int = Field(1, ge=1, le=64)
+    queue_limit: int = Field(16, ge=0, le=10000)
+    max_input_chars: int = Field(4096, ge=1, le=100_000)
+    max_body_bytes: int = Field(65536, ge=1024, le=16_777_216)
+    auth: Literal["jwt", "none"] = "jwt"
+    jwt_secret_file: Path | None = None
+    jwks_file: Path | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    redis_url: str | None = None
+    redis_password_file: Path | None = None
+    cache_ttl_seconds: int = Field(86400, ge=1)
+    cache_max_entry_bytes: int = Field(8_388_608, ge=1024)
+    drain_seconds: float = Field(30, ge=0, le=3600)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("unix://", "redis://", "rediss://")):
+            raise ValueError("allowed: unix:///path/to/socket, redis://host:port/db or rediss://host:port/db")
+        if value and "@" in value:
+            raise ValueError("a password does not belong here; allowed: a URL without user and password")
+        return value
+
+    @property
+    def aliases(self) -> list[str]:
+        return [name.strip() for name in self.model_aliases.split(",") if name.strip()]
+
+
+def load_settings() -> Settings:
+    """Read the environment. Raises ConfigError that names the variable, its value and what is allowed."""
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # everything has a default
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise ConfigError(f"{name}={shown(first['input'])} is refused: {first['msg']}.") from None
+    if settings.auth == "none" and settings.environment == "production":
+        raise ConfigError(
+            "MAYA1_TTS_AUTH='none' is refused while MAYA1_TTS_ENVIRONMENT='production'; "
+            "allowed: AUTH 'jwt' in production, or ENVIRONMENT 'development'."
+        )
+    if settings.auth == "jwt" and not (settings.jwt_secret_file or settings.jwks_file):
+        raise ConfigError(
+            "MAYA1_TTS_AUTH='jwt' needs a key, but neither MAYA1_TTS_JWT_SECRET_FILE nor MAYA1_TTS_JWKS_FILE is set; "
+            "allowed: a file with a secret of at least 32 bytes, a JWKS file, or both."
+        )
+    return settings
+
+
+def read_secret(variable: str, path: Path) -> bytes:
+    """The content of a secret file without the line end. Raises ConfigError when it is unreadable or empty."""
+    try:
+        secret = path.read_bytes().rstrip(b"\r\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{PREFIX}{variable}={shown(str(path))} cannot be read: {error.strerror}."
+        ) from None
+    if not secret:
+        raise ConfigError(
+            f"{PREFIX}{variable}={shown(str(path))} is empty; allowed: a file with a secret in it."
+        )
+    return secret

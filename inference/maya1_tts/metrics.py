@@ -1,0 +1,61 @@
+"""Prometheus metrics. Labels hold route templates, codes and engine names: never text, voices or users."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+TTFA_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10)
+RTF_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5)
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+CACHE_RESULTS = ("hit", "miss", "bypass", "joined")
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "maya1_tts_requests", "HTTP requests answered.", ("route", "method", "status"), registry=registry
+        )
+        self.request_duration = Histogram(
+            "maya1_tts_request_duration_seconds", "Time from request to last byte of the answer.", ("route",),
+            buckets=DURATION_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.ttfa = Histogram(
+            "maya1_tts_ttfa_seconds", "Time from request to the first encoded audio being ready.", ("cache",),
+            buckets=TTFA_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.rtf = Histogram(
+            "maya1_tts_rtf", "Real-time factor of a synthesis: seconds spent per second of audio.",
+            buckets=RTF_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.audio_seconds = Counter(
+            "maya1_tts_audio_seconds", "Seconds of audio synthesised.", registry=registry
+        )
+        self.syntheses = Counter(
+            "maya1_tts_syntheses", "Syntheses by outcome.", ("outcome",), registry=registry
+        )
+        self.queue_depth = Gauge(
+            "maya1_tts_queue_depth", "Admitted syntheses that wait for a worker.", registry=registry
+        )
+        self.queue_limit = Gauge(
+            "maya1_tts_queue_limit", "Syntheses that may wait before new ones are refused.", registry=registry
+        )
+        self.active = Gauge(
+            "maya1_tts_active_syntheses", "Syntheses that a worker is busy with.", registry=registry
+        )
+        self.workers = Gauge(
+            "maya1_tts_workers", "Workers that synthesise at the same time.", registry=registry
+        )
+        self.cache_requests = Counter(
+            "maya1_tts_cache_requests", "Cache look-ups by result.", ("result",), registry=registry
+        )
+        self.cache_errors = Counter("maya1_tts_cache_errors", "Failed cache operations.", registry=registry)
+        self.cache_up = Gauge("maya1_tts_cache_up", "1 while the cache answers, else 0.", registry=registry)
+        self.ready = Gauge("maya1_tts_ready", "1 while /readyz answers 200, else 0.", registry=registry)
+        self.auth_failures = Counter(
+            "maya1_tts_auth_failures", "Refused tokens.", ("code",), registry=registry
+        )
+        self.engine = Info("maya1_tts_engine", "The engine that speaks.", registry=registry)
+        self.build = Info("maya1_tts_build", "This service.", registry=registry)
+        for result in CACHE_RESULTS:
+            self.cache_requests.labels(result)
+        for outcome in ("done", "cancelled", "failed", "refused"):
+            self.syntheses.labels(outcome)

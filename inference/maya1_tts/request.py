@@ -1,0 +1,162 @@
+"""From a request body to an Order, or to an error that says which field is wrong and what is allowed."""
+
+import json
+import re
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from maya1_tts.audio import FORMATS, Format
+from maya1_tts.config import Settings
+from maya1_tts.engine import Engine
+from maya1_tts.errors import ApiError, shown
+from maya1_tts.studio import Order
+
+_ALLOWED = {
+    "model": "a model id from /v1/models",
+    "input": "text with words",
+    "voice": "a voice id from /v1/audio/voices",
+    "response_format": ", ".join(FORMATS),
+    "speed": "a number from 0.25 to 4.0",
+    "stream": "true or false",
+    "stream_format": "'audio'",
+    "instructions": "nothing or an empty text with this engine",
+}
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+class SpeechRequest(BaseModel):
+    """The body of POST /v1/audio/speech, as OpenAI's clients send it."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: str
+    input: str
+    voice: str | None = None
+    response_format: Format = "mp3"
+    speed: Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)] = 1.0
+    stream: bool = False
+    stream_format: Literal["audio", "sse"] | None = None
+    instructions: str | None = None
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, of which never more than `limit` bytes are held, whether or not its length was announced."""
+    too_large = ApiError(
+        413, "body_too_large", f"The request body is larger than {limit} bytes, which is the limit."
+    )
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > limit:
+        raise too_large
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def parse(body: bytes, content_type: str) -> SpeechRequest:
+    """Raises ApiError unless the body is a JSON object with right fields of right types."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"The header 'Content-Type' is {shown(content_type)}; allowed: application/json.",
+        )
+    try:
+        data: Any = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(
+            400, "invalid_json", f"The request body is not valid JSON: {shown(str(error), 120)}."
+        ) from None
+    if not isinstance(data, dict):
+        raise ApiError(
+            400, "invalid_json", "The request body is JSON but not an object; allowed: a JSON object."
+        )
+    for field in data:
+        if field not in _ALLOWED:
+            name = shown(field)
+            raise ApiError(
+                400,
+                "unknown_parameter",
+                f"Unknown field {name}; allowed: {', '.join(_ALLOWED)}.",
+                name.strip("'"),
+            )
+    try:
+        return SpeechRequest.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _explain(error: ValidationError) -> ApiError:
+    first = error.errors()[0]
+    field = str(first["loc"][0])
+    if first["type"] == "missing":
+        return ApiError(400, "missing_parameter", f"'{field}' is missing; allowed: {_ALLOWED[field]}.", field)
+    code = "invalid_characters" if first["type"] == "string_unicode" else "invalid_value"
+    if field == "response_format":
+        code = "unsupported_format"
+    return ApiError(400, code, f"'{field}' is {shown(first['input'])}; allowed: {_ALLOWED[field]}.", field)
+
+
+def to_order(request: SpeechRequest, settings: Settings, engine: Engine) -> Order:
+    """Raises ApiError for whatever the configured engine cannot do."""
+    models = [engine.name, *settings.aliases]
+    if request.model not in models:
+        raise ApiError(
+            404,
+            "model_not_found",
+            f"'model' is {shown(request.model)}; allowed: {', '.join(models)}.",
+            "model",
+        )
+    _check_text(request.input, settings.max_input_chars)
+    voice = engine.voices.get(request.voice if request.voice is not None else settings.default_voice)
+    if voice is None:
+        raise ApiError(
+            404,
+            "voice_not_found",
+            f"'voice' is {shown(request.voice)}; allowed: {', '.join(engine.voices)}.",
+            "voice",
+        )
+    if request.stream_format == "sse":
+        raise ApiError(
+            400,
+            "unsupported_parameter",
+            "'stream_format' is 'sse', which is not supported; allowed: 'audio'.",
+            "stream_format",
+        )
+    if request.instructions:
+        raise ApiError(
+            400,
+            "unsupported_parameter",
+            f"'instructions' is {shown(request.instructions)}, but engine {engine.name} cannot follow instructions; "
+            "allowed: leave it out.",
+            "instructions",
+        )
+    return Order(request.input, voice, request.response_format, request.speed)
+
+
+def _check_text(text: str, limit: int) -> None:
+    if len(text) > limit:
+        raise ApiError(
+            400, "input_too_long", f"'input' has {len(text)} characters; allowed: at most {limit}.", "input"
+        )
+    if not text.strip():
+        raise ApiError(400, "empty_input", f"'input' is {shown(text)}; allowed: text with words.", "input")
+    bad = _CONTROL.search(text)
+    if bad is None:
+        bad = re.search(r"[\ud800-\udfff]", text)
+    if bad:
+        raise ApiError(
+            400,
+            "invalid_characters",
+            f"'input' contains {shown(bad[0])} at character {bad.start()}; allowed: text without control characters "
+            "other than tab and line end.",
+            "input",
+        )

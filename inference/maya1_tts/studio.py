@@ -1,0 +1,211 @@
+"""Requests become audio here: cache, single flight, admission, synthesis, encoding."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from maya1_tts.audio import ENCODER_REVISION, Format, encoder, to_int16
+from maya1_tts.cache import Cache, Entry
+from maya1_tts.config import Settings
+from maya1_tts.engine import Engine, Voice
+from maya1_tts.errors import ApiError
+from maya1_tts.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to speak and how. Equal orders sound equal."""
+
+    text: str
+    voice: Voice
+    format: Format
+    speed: float
+
+
+class Speech:
+    """One order being carried out, for every request that asked for the same thing at the same time.
+
+    `pieces` grows while audio is made; `complete` is the whole file once all is done, its header with lengths.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.cache = "bypass"
+        self.pieces: list[bytes] = []
+        self.complete: bytes | None = None
+        self.samples = 0
+        self.busy_seconds = 0.0
+        self.error: ApiError | None = None
+        self.listeners = 0
+        self.task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Condition()
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.order.voice.sample_rate
+
+    @property
+    def over(self) -> bool:
+        return self.complete is not None or self.error is not None
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The pieces, from the first, as they come. Raises ApiError when the synthesis fails."""
+        sent = 0
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(self.pieces) > sent or self.over)  # noqa: B023
+            for piece in self.pieces[sent:]:
+                yield piece
+                sent += 1
+            if self.over and sent == len(self.pieces):
+                if self.error:
+                    raise self.error
+                return
+
+    async def whole(self) -> bytes:
+        """The complete file. Raises ApiError when the synthesis fails."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.over)
+        if self.error:
+            raise self.error
+        assert self.complete is not None  # noqa: S101
+        return self.complete
+
+    async def add(self, piece: bytes, samples: int = 0) -> None:
+        self.samples += samples
+        if piece:
+            self.pieces.append(piece)
+            await self._notify()
+
+    async def finish(self, complete: bytes) -> None:
+        self.complete = complete
+        await self._notify()
+
+    async def fail(self, error: ApiError) -> None:
+        self.error = error
+        await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class Studio:
+    """At most `workers` segments are spoken at once. Waiting syntheses take turns segment by segment, so a long
+    text does not keep short ones from their first sound; beyond `queue_limit` waiting ones, new ones are refused.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, cache: Cache, metrics: Metrics) -> None:
+        self._engine, self._cache, self._metrics = engine, cache, metrics
+        self._limit = settings.workers + settings.queue_limit
+        self._workers = asyncio.Semaphore(settings.workers)
+        self._admitted = self._active = 0
+        self._speeches: dict[str, Speech] = {}
+        metrics.active.set_function(lambda: self._active)
+        metrics.queue_depth.set_function(lambda: self._admitted - self._active)
+
+    def listen(self, order: Order) -> Speech:
+        """Start the order, or join it where it is being carried out already. Pair with `leave`."""
+        key = self._key(order)
+        speech = self._speeches.get(key)
+        if speech is None:
+            speech = self._speeches[key] = Speech(order)
+            speech.task = asyncio.create_task(self._carry_out(key, speech))
+        else:
+            self._metrics.cache_requests.labels("joined").inc()
+        speech.listeners += 1
+        return speech
+
+    def leave(self, speech: Speech) -> None:
+        """The last one to leave an unfinished speech stops it."""
+        speech.listeners -= 1
+        if speech.listeners == 0 and not speech.over and speech.task:
+            key = self._key(speech.order)
+            if self._speeches.get(key) is speech:
+                del self._speeches[key]
+            speech.task.cancel()
+
+    def _key(self, order: Order) -> str:
+        """Over everything that changes a byte of the result."""
+        parts = (
+            self._engine.name, order.voice.revision, ENCODER_REVISION, order.voice.id, str(order.voice.sample_rate),
+            order.format, repr(order.speed), order.text,
+        )  # fmt: skip
+        digest = hashlib.sha256()
+        for part in parts:
+            data = part.encode()
+            digest.update(len(data).to_bytes(8) + data)
+        return f"maya1-tts:{digest.hexdigest()}"
+
+    async def _carry_out(self, key: str, speech: Speech) -> None:
+        outcome = "failed"
+        try:
+            entry = await self._cache.get(key)
+            speech.cache = "hit" if entry else "miss" if self._cache.up else "bypass"
+            self._metrics.cache_requests.labels(speech.cache).inc()
+            if entry:
+                await speech.add(entry.body, entry.samples)
+                await speech.finish(entry.body)
+                return
+            complete = await self._synthesise(speech)
+            await self._cache.set(key, Entry(speech.samples, complete))
+            self._metrics.audio_seconds.inc(speech.seconds)
+            self._metrics.rtf.observe(speech.busy_seconds / speech.seconds)
+            self._metrics.syntheses.labels("done").inc()
+            await speech.finish(complete)
+        except asyncio.CancelledError:
+            self._metrics.syntheses.labels("cancelled").inc()
+            raise
+        except ApiError as error:
+            outcome = "refused" if error.status != 500 else outcome
+            self._metrics.syntheses.labels(outcome).inc()
+            await speech.fail(error)
+        except Exception:
+            log.exception("synthesis failed")
+            self._metrics.syntheses.labels(outcome).inc()
+            await speech.fail(
+                ApiError(500, "synthesis_failed", "The synthesis failed; the service has logged why.")
+            )
+        finally:
+            if self._speeches.get(key) is speech:
+                del self._speeches[key]
+
+    async def _synthesise(self, speech: Speech) -> bytes:
+        if self._admitted >= self._limit:
+            raise ApiError(
+                503,
+                "overloaded",
+                f"{self._admitted} syntheses are running or waiting, which is the limit; try again soon.",
+                headers={"Retry-After": "1"},
+            )
+        self._admitted += 1
+        try:
+            order = speech.order
+            segments = await asyncio.to_thread(self._engine.segments, order.text, order.voice.id)
+            file = encoder(order.format, order.voice.sample_rate)
+            for segment in segments:
+                async with self._worker(speech):
+                    async for block in self._engine.stream(segment, order.voice.id, order.speed):
+                        samples = to_int16(block)
+                        await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
+            await speech.add(await asyncio.to_thread(file.finish))
+            return file.complete
+        finally:
+            self._admitted -= 1
+
+    @contextlib.asynccontextmanager
+    async def _worker(self, speech: Speech) -> AsyncIterator[None]:
+        async with self._workers:
+            self._active += 1
+            begin = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._active -= 1
+                speech.busy_seconds += time.perf_counter() - begin
