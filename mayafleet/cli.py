@@ -5,16 +5,20 @@ Every verb ends with one of the exit codes of `mayafleet.errors.ExitCode`, liste
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from mayafleet import __version__, lab, runner
+from mayafleet import __version__, lab, runner, speech, tokens
 from mayafleet.errors import EXIT_CODE_MEANINGS, ExitCode, FleetError
 
 EXIT_CODES = (
@@ -28,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(lab.app, name="lab")
+jwt_app = typer.Typer(help="Keys and tokens that open the speech service.", no_args_is_help=True)
+app.add_typer(jwt_app, name="jwt")
 
 InventoryOption = Annotated[
     list[Path],
@@ -100,6 +106,91 @@ def verify(
     raise typer.Exit(result.exit_code)
 
 
+@app.command()
+def say(
+    text: Annotated[str, typer.Argument(help="Text to speak; - reads it from stdin.")],
+    inventory: Annotated[
+        list[Path] | None, typer.Option("--inventory", "-i", help="Inventory file or folder; repeatable.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Host that speaks. [default: the inventory's only gpu host]")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: speech.FORMAT]")] = None,
+    audio_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help=f"{', '.join(speech.FORMATS)}. [default: as the file's name says, or wav]"
+        ),
+    ] = None,
+    voice: Annotated[str | None, typer.Option(help="[default: the host's]")] = None,
+    speed: Annotated[float | None, typer.Option(help="0.25 to 4.0. [default: 1.0]")] = None,
+    model: Annotated[str, typer.Option(help="Model name to ask for.")] = speech.MODEL,
+    stream: Annotated[bool, typer.Option(help="Take the audio while it is being made.")] = True,
+    url: Annotated[str | None, typer.Option(help="Service address, instead of an inventory.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="Authority to trust at --url. [default: the system's]")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with the token for --url.")] = None,
+) -> None:
+    """Have a host speak a text into a file, and show how fast it did."""
+    suffix = output.suffix.removeprefix(".") if output else ""
+    audio_format = audio_format or (suffix if suffix in speech.FORMATS else "wav")
+    spoken = speech.say(
+        sys.stdin.read() if text == "-" else text,
+        _connection(inventory, host, url, ca, token_file),
+        output or Path(f"speech.{audio_format}"),
+        audio_format=audio_format,
+        voice=voice,
+        speed=speed,
+        model=model,
+        stream=stream,
+    )
+    _show(spoken)
+
+
+@jwt_app.command("init")
+def jwt_init(folder: Annotated[Path, typer.Argument(help="Folder for private.pem and jwks.json.")]) -> None:
+    """Make the key that signs tokens, and the public half that hosts check them with."""
+    private, public = tokens.create_key_pair(folder)
+    print(f"{private} signs tokens and stays here; {public} is for the hosts.")
+
+
+@jwt_app.command("issue")
+def jwt_issue(
+    subject: Annotated[str, typer.Option(help="Whom the token is for.")],
+    ttl: Annotated[str, typer.Option(help="How long it is good for: 90s, 5m, 1h, 7d.")] = "5m",
+    inventory: Annotated[
+        list[Path] | None, typer.Option("--inventory", "-i", help="Inventory file or folder; repeatable.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Host the token is for. [default: the inventory's only gpu host]")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key, instead of an inventory.")] = None,
+    issuer: Annotated[str | None, typer.Option(help="Issuer, with --key.")] = None,
+    audience: Annotated[str | None, typer.Option(help="Audience, with --key.")] = None,
+) -> None:
+    """Print a token, and nothing else."""
+    if inventory and not key:
+        signing = speech.signing(inventory, host)
+    elif key and issuer and audience and not inventory:
+        signing = speech.Signing(key, issuer, audience)
+    else:
+        raise FleetError(
+            "A token needs a key, an issuer and an audience.",
+            "Give --inventory, which knows them, or all of --key, --issuer and --audience.",
+            ExitCode.USAGE,
+        )
+    print(
+        tokens.issue(
+            signing.key_file,
+            issuer=signing.issuer,
+            audience=signing.audience,
+            subject=subject,
+            ttl=_time_span(ttl),
+        )
+    )
+
+
 def main() -> None:
     """Run the command line. Errors are told in a sentence; a traceback is for MAYAFLEET_DEBUG=1."""
     try:
@@ -121,6 +212,50 @@ def main() -> None:
             "This is a bug in mayafleet. MAYAFLEET_DEBUG=1 shows where it happened.", soft_wrap=True
         )
         sys.exit(ExitCode.INTERNAL)
+
+
+def _connection(
+    inventory: list[Path] | None, host: str | None, url: str | None, ca: Path | None, token_file: Path | None
+) -> speech.Connection:
+    if inventory and not (url or ca or token_file):
+        return speech.connection(inventory, host)
+    if inventory or not url or not token_file:
+        raise FleetError(
+            "It is not clear which service is to speak.",
+            "Give --inventory and --host, or --url and --token-file.",
+            ExitCode.USAGE,
+        )
+    try:
+        token = token_file.read_text().strip()
+    except OSError as error:
+        raise FleetError(
+            f"The token file {token_file} cannot be read: {error.strerror}.",
+            "Make a token with `mayafleet jwt issue`.",
+            ExitCode.USAGE,
+        ) from None
+    return speech.Connection(url, token, ca)
+
+
+def _show(spoken: speech.Spoken) -> None:
+    known = not math.isnan(spoken.duration)
+    table = Table.grid(padding=(0, 2))
+    table.add_row("TTFA", f"{spoken.ttfa:.3f} s")
+    table.add_row(
+        "RTF", f"{spoken.rtf:.3f}" if known else "unknown: this format says its length only with --no-stream"
+    )
+    table.add_row("engine", spoken.engine)
+    table.add_row("voice", spoken.voice)
+    table.add_row("cache", spoken.cache)
+    table.add_row("audio", f"{spoken.duration:.2f} s" if known else "of unknown length")
+    table.add_row("file", Text(str(spoken.path), overflow="fold"))
+    Console(highlight=False).print(table)
+
+
+def _time_span(value: str) -> timedelta:
+    parts = re.fullmatch(r"([1-9]\d{0,6})([smhd])", value)
+    if not parts:
+        raise FleetError(f"{value!r} is not a time span.", "Write it like 90s, 5m, 1h or 7d.", ExitCode.USAGE)
+    return timedelta(**{{"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[parts[2]]: int(parts[1])})
 
 
 def _words(value: str) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -32,15 +33,9 @@ def progress(tally: Tally, planned: Sequence[str], diff: bool, console: Console)
         data = event.get("event_data") or {}
         if diff and event.get("event") == "runner_on_file_diff" and event.get("stdout"):
             console.print(_diff(data, str(event["stdout"])), soft_wrap=True)
-        if event.get("event") in ("runner_on_failed", "runner_on_unreachable") and not data.get(
-            "ignore_errors"
-        ):
-            verb = "failed" if event["event"] == "runner_on_failed" else "is unreachable"
-            where = f"{data['host']} {verb} in {data.get('role') or NO_ROLE}: {data.get('task')}"
-            console.print(Text(where, style="red"), soft_wrap=True)
-        if not console.is_terminal:
-            for stage in stages:
-                console.print(_line(stage), soft_wrap=True, highlight=False, markup=False)
+        for stage in stages:
+            if not console.is_terminal or stage.stopped_at:
+                console.print(_line(stage), soft_wrap=True, highlight=False)
 
     if not console.is_terminal:
         yield show
@@ -63,12 +58,8 @@ def report(result: RunResult, console: Console) -> None:
         console.print(Text(title, style="bold red"), soft_wrap=True)
         console.print(Text(_shorten(failure.message)), soft_wrap=True)
     if result.exit_code == ExitCode.INTERRUPTED:
-        console.print(
-            Text(
-                "Interrupted: hosts may be half provisioned. Running again is safe and completes them.",
-                style="bold yellow",
-            )
-        )
+        told = "Interrupted: hosts may be half provisioned. Running again is safe and completes them."
+        console.print(Text(told, style="bold yellow"), soft_wrap=True)
     outcome = "succeeded" if result.exit_code == ExitCode.OK else f"ended with exit code {result.exit_code:d}"
     console.print(
         f"{result.playbook} {outcome} after {_duration(result.elapsed)}; kept in {result.run_dir}",
@@ -113,16 +104,16 @@ def _count_cells(counts: Counts) -> list[Text]:
     ]
 
 
-def _line(stage: Stage) -> str:
+def _line(stage: Stage) -> Text:
     counts = stage.counts
-    return (
-        f"{stage.host}  {stage.role}  ok {counts.ok}  changed {counts.changed}  "
-        f"failed {counts.failed + counts.unreachable}  {counts.seconds:.1f} s"
+    line = Text(
+        f"{stage.host}  {stage.role}  ok {counts.ok}  changed {counts.changed}  {counts.seconds:.1f} s"
     )
+    return line.append(f"  stopped at: {stage.stopped_at}", style="red") if stage.stopped_at else line
 
 
 def _host_table(result: RunResult) -> Table:
-    table = Table("host", title="Hosts", title_justify="left")
+    table = Table("host", box=SIMPLE_HEAD)
     for column in ("ok", "changed", "skipped", "failed", "unreachable", "seconds"):
         table.add_column(column, justify="right")
     for host, counts in sorted(result.hosts.items()):
@@ -133,7 +124,7 @@ def _host_table(result: RunResult) -> Table:
 
 
 def _role_table(result: RunResult) -> Table:
-    table = Table("role", title="Time by role", title_justify="left")
+    table = Table("role", box=SIMPLE_HEAD)
     table.add_column("seconds", justify="right")
     table.add_column("share", justify="right")
     total = sum(result.role_seconds.values()) or 1.0

@@ -144,7 +144,7 @@ def _judge(tally: Tally, status: int, interrupted: bool, failed_code: ExitCode) 
         status != 0
     ):  # Ansible stopped for a reason that is no host's: a playbook that does not parse, a missing role
         return ExitCode.USAGE
-    return ExitCode.OK if tally.hosts else ExitCode.NOTHING_MATCHED
+    return ExitCode.OK if tally.worked else ExitCode.NOTHING_MATCHED
 
 
 def _require_work_done(result: RunResult, hosts: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from mayafleet import inventory as inventories
 from mayafleet import project, tokens
 from mayafleet.errors import ExitCode, FleetError
 
+MODEL = "tts-1"
 FORMATS = ("wav", "mp3", "flac", "opus", "pcm")
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 120
 SAMPLE_BYTES = 2  # pcm is 16 bit, mono
@@ -117,6 +118,7 @@ def say(
     audio_format: str = "wav",
     voice: str | None = None,
     speed: float | None = None,
+    model: str = MODEL,
     stream: bool = True,
 ) -> Spoken:
     """Have a text spoken into a file. The file appears whole or not at all."""
@@ -130,7 +132,7 @@ def say(
             "Give it as an argument, or - to read it from stdin.",
             ExitCode.USAGE,
         )
-    request = {"model": "tts-1", "input": text, "response_format": audio_format, "stream": stream}
+    request = {"model": model, "input": text, "response_format": audio_format, "stream": stream}
     request |= {key: value for key, value in (("voice", voice), ("speed", speed)) if value is not None}
     started = time.monotonic()
     with _explained(connection), _answer(connection, request) as answer, _whole_file(path) as file:
@@ -233,10 +235,12 @@ def _refusal(connection: Connection, answer: requests.Response) -> FleetError:
         said = f"{error['message']} (code {error['code']})"
     except (ValueError, KeyError, TypeError):
         said = f"nothing that says why ({answer.headers.get('Content-Type', 'no content type')})"
-    next_step = {
-        401: "Check fleet_jwt_key_file, fleet_jwt_issuer and fleet_jwt_audience of the host, or the token given.",
-        429: f"Try again in {answer.headers.get('Retry-After', 'a few')} seconds.",
-    }.get(answer.status_code, _look_there(answer))
+    if answer.status_code == 401:
+        next_step = "Check fleet_jwt_key_file, fleet_jwt_issuer and fleet_jwt_audience of the host, or the token given."
+    elif "Retry-After" in answer.headers:
+        next_step = f"Try again in {answer.headers['Retry-After']} seconds."
+    else:
+        next_step = _look_there(answer)
     return FleetError(f"{connection.host} answered {answer.status_code}: {said}", next_step, ExitCode.SERVICE)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 NO_ROLE = "(no role)"
+FACTS = "facts"
 # Role `verify` exports, per host, what was not done for want of something, under this key.
 NOT_RUN_KEY = "fleet_not_run"
 
@@ -42,11 +43,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Stage:
-    """A role that a host is through with."""
+    """A role that a host is through with, or has stopped in."""
 
     host: str
     role: str
     counts: Counts
+    stopped_at: str = ""
+    """The task that failed or found the host unreachable, where that ended the host's run."""
 
 
 @dataclass
@@ -61,8 +64,11 @@ class Tally:
     """Role of the task that runs now; empty before the first one."""
     tasks: dict[str, str] = field(default_factory=dict)
     """Task that each host is at, or was last at."""
-    finished: bool = False
+    worked: bool = False
+    """Whether any host did more than have its facts gathered."""
     _failures: dict[str, Failure] = field(default_factory=dict)
+    _down: set[str] = field(default_factory=set)
+    """Hosts whose last result is a failure; one that starts another task has been rescued."""
     _open: dict[str, Counts] = field(default_factory=dict)
     _clock: datetime | None = None
 
@@ -83,7 +89,7 @@ class Tally:
             "playbook_on_stats",
         ):
             self._advance(event)
-            role = data.get("role") or NO_ROLE if "task_start" in kind else ""
+            role = _role_of(data) if "task_start" in kind else ""
             stages = self._enter(role) if role != self.role else []
             if kind == "playbook_on_stats":
                 self._finish(data)
@@ -102,21 +108,24 @@ class Tally:
         self._clock = now
 
     def _enter(self, role: str) -> list[Stage]:
-        stages = [Stage(host, self.role, counts) for host, counts in self._open.items()]
-        self.roles_done += self.role not in ("", NO_ROLE)
+        stages = [
+            Stage(host, self.role, counts, self._failures[host].task if host in self._down else "")
+            for host, counts in self._open.items()
+        ]
+        self.roles_done += self.role not in ("", NO_ROLE, FACTS)
         self.role, self._open = role, {}
         return stages
 
     def _result(self, kind: str, host: str, data: Mapping[str, Any]) -> None:
-        total = self.hosts.setdefault(host, Counts())
+        total, stage = self.hosts.setdefault(host, Counts()), self._open.setdefault(host, Counts())
         self.tasks[host] = data.get("task") or ""
-        if kind == "runner_on_start":
-            return
-        stage = self._open.setdefault(host, Counts())
         result = data.get("res") or {}
+        ignored = bool(data.get("ignore_errors"))
         for counts in (total, stage):
             counts.seconds += data.get("duration") or 0.0
-            if kind == "runner_on_ok" or (kind == "runner_on_failed" and data.get("ignore_errors")):
+            if kind == "runner_on_start" and host in self._down:
+                counts.failed = max(counts.failed - 1, 0)
+            elif kind == "runner_on_ok" or (kind == "runner_on_failed" and ignored):
                 counts.ok += 1
                 counts.changed += bool(result.get("changed"))
             elif kind == "runner_on_skipped":
@@ -125,14 +134,15 @@ class Tally:
                 counts.failed += 1
             elif kind == "runner_on_unreachable":
                 counts.unreachable += 1
-        if kind in ("runner_on_failed", "runner_on_unreachable") and not data.get("ignore_errors"):
+        if kind == "runner_on_start":
+            self._down.discard(host)
+        elif kind == "runner_on_unreachable" or (kind == "runner_on_failed" and not ignored):
+            unreachable = kind == "runner_on_unreachable"
             self._failures[host] = Failure(
-                host,
-                data.get("role") or NO_ROLE,
-                data.get("task") or "",
-                message_of(result),
-                kind == "runner_on_unreachable",
+                host, _role_of(data), self.tasks[host], message_of(result), unreachable
             )
+            self._down.add(host)
+        self.worked = self.worked or _role_of(data) != FACTS
         statistics = result.get("ansible_stats")
         if (
             kind == "runner_on_ok"
@@ -154,7 +164,12 @@ class Tally:
                 "unreachable": "dark",
             }.items():
                 setattr(counts, name, (statistics.get(key) or {}).get(host, 0))
-        self.finished = True
+
+
+def _role_of(data: Mapping[str, Any]) -> str:
+    if role := data.get("role"):
+        return str(role)
+    return FACTS if str(data.get("task_action")).endswith(("gather_facts", "setup")) else NO_ROLE
 
 
 def message_of(result: Mapping[str, Any]) -> str:
