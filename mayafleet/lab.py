@@ -30,9 +30,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 LABEL = "mayafleet.lab"
 SENTENCE = "The quick brown fox jumps over the lazy dog tonight."
 
-# What a freshly rented Debian server has: an init, SSH, sudo and Python, and nothing of ours.
+# What a freshly rented Debian server has: an init, SSH, sudo and Python with its apt binding, and nothing of ours.
 HOST_PACKAGES = (
-    "ca-certificates,dbus,iproute2,openssh-server,procps,python3,sudo,systemd,systemd-sysv,systemd-timesyncd,util-linux"
+    "ca-certificates,dbus,iproute2,openssh-server,procps,python3,python3-apt,sudo,systemd,systemd-sysv,systemd-timesyncd,util-linux"
 )
 # What the inference image is built on where no registry can be asked for the official Python image.
 PYTHON_PACKAGES = "ca-certificates,python3,python3-venv,python3-pip"
@@ -330,7 +330,8 @@ def admit_operator(lab: Lab, host: str) -> None:
         host,
         """
         set -e
-        id ops >/dev/null 2>&1 || useradd --create-home --shell /bin/bash ops
+        # The image's package lists are empty but new, which would pass for up to date.
+        id ops >/dev/null 2>&1 || { useradd --create-home --shell /bin/bash ops; touch -d @0 /var/lib/apt/lists; }
         install -d -m 700 -o ops -g ops /home/ops/.ssh
         install -m 600 -o ops -g ops /dev/stdin /home/ops/.ssh/authorized_keys
         echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops
