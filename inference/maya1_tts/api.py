@@ -38,7 +38,7 @@ class ClientGone(Exception):
 
 
 class Service:
-    """Everything one process holds. It listens at once, and is ready when the engine has spoken its first words."""
+    """Everything one process holds. It listens at once, and is ready once the engine has spoken."""
 
     def __init__(self, settings: Settings, load_engine: Callable[[Settings], Engine]) -> None:
         """Raises ConfigError when a key or password file cannot be used."""

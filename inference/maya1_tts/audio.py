@@ -103,8 +103,8 @@ class WavEncoder(Encoder):
         return tail
 
 
-# mp3 is constant bit rate (64 kbit/s at 22.05 kHz), so that a player can tell the length of a stream that has no
-# length in its header.
+# mp3 is constant bit rate (64 kbit/s at 22.05 kHz), so that a player can tell the length of a stream that has
+# none in its header.
 _SNDFILE: dict[Format, dict[str, Any]] = {
     "mp3": {
         "format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT", "compression_level": 0.6

@@ -28,7 +28,7 @@ def _load_secret(path: Path) -> list[Key]:
     secret = read_secret("JWT_SECRET_FILE", path)
     if len(secret) < 32:
         raise ConfigError(
-            f"{PREFIX}JWT_SECRET_FILE={shown(str(path))} holds {len(secret)} bytes; allowed: at least 32 bytes."
+            f"{PREFIX}JWT_SECRET_FILE={shown(str(path))} holds {len(secret)} bytes; allowed: 32 or more."
         )
     return [Key(None, "HS256", secret)]
 
@@ -42,8 +42,9 @@ def _load_jwks(path: Path) -> list[Key]:
             algorithm = _ALGORITHM_OF.get((entry["kty"], None if entry["kty"] == "RSA" else entry.get("crv")))
             if algorithm is None or entry.get("alg", algorithm) != algorithm or "d" in entry:
                 raise ConfigError(
-                    f"{where}: key {shown(entry.get('kid'))} has kty {shown(entry['kty'])}, crv {shown(entry.get('crv'))}, "
-                    f"alg {shown(entry.get('alg'))}; allowed: public RSA (RS256), P-256 (ES256) and Ed25519 (EdDSA) keys."
+                    f"{where}: key {shown(entry.get('kid'))} has kty {shown(entry['kty'])}, "
+                    f"crv {shown(entry.get('crv'))}, alg {shown(entry.get('alg'))}; "
+                    "allowed: public RSA (RS256), P-256 (ES256) and Ed25519 (EdDSA) keys."
                 )
             keys.append(Key(entry.get("kid"), algorithm, jwt.PyJWK(entry, algorithm).key))
     except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:

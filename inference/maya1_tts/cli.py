@@ -40,7 +40,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=75,  # longer than a proxy keeps its idle connections, so it never meets a closed one
+            timeout_keep_alive=75,  # longer than a proxy keeps idle connections: it never meets a closed one
             timeout_graceful_shutdown=1,  # draining has waited already
         )
         super().__init__(config)
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
 
     async def _wait_until_drained(self) -> None:
         end = asyncio.get_running_loop().time() + self._service.settings.drain_seconds
-        while self._service.in_flight and asyncio.get_running_loop().time() < end:
+        while self._service.in_flight and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         log.info("drained", extra={"fields": {"cut_off": self._service.in_flight}})
         self.should_exit = True

@@ -72,14 +72,14 @@ def load_settings() -> Settings:
         )
     if settings.auth == "jwt" and not (settings.jwt_secret_file or settings.jwks_file):
         raise ConfigError(
-            "MAYA1_TTS_AUTH='jwt' needs a key, but neither MAYA1_TTS_JWT_SECRET_FILE nor MAYA1_TTS_JWKS_FILE is set; "
-            "allowed: a file with a secret of at least 32 bytes, a JWKS file, or both."
+            "MAYA1_TTS_AUTH='jwt' needs a key, but neither MAYA1_TTS_JWT_SECRET_FILE nor MAYA1_TTS_JWKS_FILE "
+            "is set; allowed: a file with a secret of at least 32 bytes, a JWKS file, or both."
         )
     return settings
 
 
 def read_secret(variable: str, path: Path) -> bytes:
-    """The content of a secret file without the line end. Raises ConfigError when it is unreadable or empty."""
+    """The content of a secret file without the line end. Raises ConfigError if it is unreadable or empty."""
     try:
         secret = path.read_bytes().rstrip(b"\r\n")
     except OSError as error:

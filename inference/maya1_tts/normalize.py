@@ -1,8 +1,9 @@
 """Written English to spoken English, and text to sentences.
 
 `clean` takes out what no voice should read (Maya1's emotion tags, emoji). `spoken_english` writes out dates,
-times, money, addresses, units and numbers, so that what remains is words and plain punctuation. Each rule is a pattern and a function; they run in the order of `_RULES`, from the most
-specific shape (a web address) to the most general (a bare number). Number words come from the library inflect.
+times, money, addresses, units and numbers, so that what remains is words and plain punctuation. Each rule is
+a pattern and a function; they run in the order of `_RULES`, from the most specific shape (a web address) to
+the most general (a bare number). Number words come from the library inflect.
 """
 
 import re
@@ -16,8 +17,8 @@ from maya1_tts.errors import ApiError, shown
 _words = inflect.engine()
 
 _TAG = re.compile(
-    "</?(?:angry|appalled|chuckle|cry|curious|disappointed|excited|exhale|gasp|giggle|gulp|laugh|laugh_harder|"
-    r"mischievous|sarcastic|scream|sigh|sing|snort|whisper)\s*/?>",
+    "</?(?:angry|appalled|chuckle|cry|curious|disappointed|excited|exhale|gasp|giggle|gulp|laugh|"
+    r"laugh_harder|mischievous|sarcastic|scream|sigh|sing|snort|whisper)\s*/?>",
     re.IGNORECASE,
 )
 _QUOTES = str.maketrans(
@@ -75,14 +76,16 @@ def year(number: str | int) -> str:
 # ---- dates and times -------------------------------------------------------------------------------------
 
 _MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
 _MONTH_OF = {name.lower(): number for number, name in enumerate(_MONTHS, 1)}
 _MONTH_OF |= {name[:3].lower(): number for number, name in enumerate(_MONTHS, 1)} | {"sept": 9}
 _MONTH = (
     rf"(?P<month>{'|'.join(sorted((*_MONTHS, *(m[:3] for m in _MONTHS), 'Sept'), key=len, reverse=True))})"
 )
+_DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
+_OF_YEAR = r"(?:,?\s+(?P<year>[12]\d{3})\b)"
 _CLOCK = r"(?P<hour>[01]?\d|2[0-4]):(?P<minute>[0-5]\d)(?::[0-5]\d)?"
 _HALF = r"(?:\s?(?P<half>[ap])\.?\s?m\b(?:\.(?=\s+(?-i:[a-z])|,))?)"
 
@@ -112,10 +115,15 @@ def _named_date(match: re.Match[str]) -> str:
 
 def _clock(match: re.Match[str]) -> str:
     hour, minute = cardinal(int(match["hour"])), int(match["minute"])
+    zone = " UTC" if match["zone"] else ""
     half = f" {match['half'].upper()}M" if match["half"] else ""
     if minute == 0:
-        return f"{hour}{half}" if half else f"{hour} o'clock"
-    return f"{hour} {'oh ' if minute < 10 else ''}{cardinal(minute)}{half}"
+        return f"{hour}{half}{zone}" if half else f"{hour} o'clock{zone}"
+    return f"{hour} {'oh ' if minute < 10 else ''}{cardinal(minute)}{half}{zone}"
+
+
+def _hour(match: re.Match[str]) -> str:
+    return f"{cardinal(match['hour'])} {match['half'].upper()}M"
 
 
 # ---- money, units, addresses -----------------------------------------------------------------------------
@@ -142,9 +150,9 @@ _UNITS = {
     "km/h": "kilometer per hour", "m/s": "meter per second", "mph": "mile per hour", "km": "kilometer",
     "cm": "centimeter", "mm": "millimeter", "m": "meter", "mi": "mile", "ft": "foot", "kg": "kilogram",
     "mg": "milligram", "g": "gram", "lbs": "pound", "lb": "pound", "oz": "ounce", "ms": "millisecond",
-    "sec": "second", "s": "second", "min": "minute", "h": "hour", "hr": "hour", "hrs": "hour", "ml": "milliliter",
-    "L": "liter", "GHz": "gigahertz", "MHz": "megahertz", "kHz": "kilohertz", "Hz": "hertz", "kW": "kilowatt",
-    "W": "watt", "V": "volt", "dB": "decibel", "TB": "terabyte", "GB": "gigabyte", "MB": "megabyte",
+    "sec": "second", "s": "second", "min": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
+    "ml": "milliliter", "L": "liter", "GHz": "gigahertz", "MHz": "megahertz", "kHz": "kilohertz", "Hz": "hertz",
+    "kW": "kilowatt", "W": "watt", "V": "volt", "dB": "decibel", "TB": "terabyte", "GB": "gigabyte", "MB": "megabyte",
     "KB": "kilobyte", "kB": "kilobyte", "GiB": "gibibyte", "MiB": "mebibyte", "Gbps": "gigabit per second",
     "Mbps": "megabit per second", "kbps": "kilobit per second", "fps": "frame per second", "px": "pixel",
     "°C": "degree Celsius", "°F": "degree Fahrenheit", "°": "degree",
@@ -180,8 +188,9 @@ def _measure(match: re.Match[str]) -> str:
 
 
 _ADDRESS_SIGNS = {
-    ".": " dot ", "/": " slash ", "@": " at ", "-": " dash ", "_": " underscore ", ":": " colon ", "?": " question mark ",
-    "=": " equals ", "&": " and ", "#": " hash ", "%": " percent ", "+": " plus ", "~": " tilde ",
+    ".": " dot ", "/": " slash ", "@": " at ", "-": " dash ", "_": " underscore ", ":": " colon ",
+    "?": " question mark ", "=": " equals ", "&": " and ", "#": " hash ", "%": " percent ", "+": " plus ",
+    "~": " tilde ",
 }  # fmt: skip
 
 
@@ -244,9 +253,9 @@ _ABBREVIATIONS = {
     "Dr.": "Doctor", "Mr.": "Mister", "Mrs.": "Missus", "Ms.": "Miz", "Prof.": "Professor", "Gen.": "General",
     "Col.": "Colonel", "Capt.": "Captain", "Lt.": "Lieutenant", "Sgt.": "Sergeant", "Rev.": "Reverend",
     "Jr.": "Junior", "Sr.": "Senior", "Inc.": "Incorporated", "Ltd.": "Limited", "Corp.": "Corporation",
-    "Co.": "Company", "vs.": "versus", "approx.": "approximately", "dept.": "department", "est.": "established",
-    "Ave.": "Avenue", "Blvd.": "Boulevard", "Rd.": "Road", "Mt.": "Mount", "e.g.": "for example,",
-    "i.e.": "that is,", "etc.": "et cetera", "w/o": "without", "w/": "with", "Fig.": "Figure",
+    "Co.": "Company", "vs.": "versus", "approx.": "approximately", "dept.": "department",
+    "est.": "established", "Ave.": "Avenue", "Blvd.": "Boulevard", "Rd.": "Road", "Mt.": "Mount",
+    "e.g.": "for example,", "i.e.": "that is,", "etc.": "et cetera", "w/o": "without", "w/": "with", "Fig.": "Figure",
 }  # fmt: skip
 _ABBREVIATION = re.compile(
     r"(?<![\w.])(?:"
@@ -269,9 +278,9 @@ def _initials(match: re.Match[str]) -> str:
 
 
 _SIGNS = {
-    "&": "and", "+": "plus", "=": "equals", "@": "at", "#": "hash", "%": "percent", "~": "about", "×": "times",
-    "÷": "divided by", "<": "less than", ">": "greater than", "≤": "at most", "≥": "at least", "±": "plus or minus",
-    "§": "section", "°": "degrees",
+    "&": "and", "+": "plus", "=": "equals", "@": "at", "#": "hash", "%": "percent", "~": "about",
+    "×": "times", "÷": "divided by", "<": "less than", ">": "greater than", "≤": "at most", "≥": "at least",
+    "±": "plus or minus", "§": "section", "°": "degrees",
 }  # fmt: skip
 
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
@@ -294,10 +303,10 @@ _RULES: tuple[Rule, ...] = (
     _rule(r"#(?=\d)", lambda m: "number "),
     _rule(r"\b(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)(?P<t>T(?=\d\d:))?", _iso_date),
     _rule(r"(?<![\d/])(?P<first>\d{1,2})/(?P<second>\d{1,2})/(?P<year>\d{4})(?![\d/])", _slash_date),
-    _rule(rf"\b{_MONTH}\b\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\b(?:,?\s+(?P<year>[12]\d{{3}})\b)?", _named_date),
-    _rule(rf"\b(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}\b\.?(?:,?\s+(?P<year>[12]\d{{3}})\b)?", _named_date),
-    _rule(rf"(?<![\d:.]){_CLOCK}(?![\d:]){_HALF}?(?P<zone>Z\b)?", lambda m: _clock(m) + (" UTC" if m["zone"] else ""), re.I),
-    _rule(rf"\b(?P<hour>1[0-2]|[1-9]){_HALF}", lambda m: f"{cardinal(m['hour'])} {m['half'].upper()}M", re.IGNORECASE),
+    _rule(rf"\b{_MONTH}\b\.?\s+{_DAY}\b{_OF_YEAR}?", _named_date),
+    _rule(rf"\b{_DAY}\s+(?:of\s+)?{_MONTH}\b\.?{_OF_YEAR}?", _named_date),
+    _rule(rf"(?<![\d:.]){_CLOCK}(?![\d:]){_HALF}?(?P<zone>Z\b)?", _clock, re.IGNORECASE),
+    _rule(rf"\b(?P<hour>1[0-2]|[1-9]){_HALF}", _hour, re.IGNORECASE),
     _rule(r"\b(?:[A-Za-z]\.){2,}", _initials),
     _rule(r"\b(?P<letter>[A-Z])\.(?=\s+[A-Z])", lambda m: m["letter"]),
     _rule(rf"(?P<sign>[$€£¥₹])\s?{_AMOUNT}", _money, re.IGNORECASE),
@@ -310,7 +319,7 @@ _RULES: tuple[Rule, ...] = (
     _rule(r"(?<!\w)(?:'(?P<ten>[2-9])0s|(?P<century>1\d|20)(?P<tens>\d)0'?s)\b", _decade),
     _rule(rf"\b{_NUMBER}\s?(?P<unit>{_UNIT})(?![\w/])", _measure),
     _rule(rf"\b{_NUMBER}\s?%", lambda m: f"{cardinal(m['number'])} percent"),
-    _rule(r"\b(?P<number>\d{1,3}(?:,\d{3})+|\d+)(?:st|nd|rd|th)\b", lambda m: ordinal(m["number"].replace(",", ""))),
+    _rule(r"\b(?P<number>\d{1,3}(?:,\d{3})+|\d+)(?:st|nd|rd|th)\b", lambda m: ordinal(m["number"])),
     _rule(r"(?<![\w/.-])(?P<top>\d{1,2})/(?P<bottom>[1-9]\d?)(?![\w/])", _fraction),
     _rule(r"(?<![\w.,-])(?P<from>\d[\d,.]*\d|\d)\s?[-–]\s?(?P<to>\d[\d,.]*\d|\d)(?![\w-])", _range),
     _rule(r"\b(?P<head>Chapter|Part|Section|Act|Volume|War|Phase)\s+(?P<roman>[IVXL]+)\b", _roman),
@@ -322,7 +331,7 @@ _RULES: tuple[Rule, ...] = (
 
 
 def spoken_english(text: str) -> str:
-    """Cleaned text as words. Raises ApiError `unsupported_characters` for letters that English cannot spell."""
+    """Cleaned text as words. Raises ApiError `unsupported_characters` for letters English cannot spell."""
     for pattern, spoken in _RULES:
         text = pattern.sub(spoken, text)
     text = re.sub(r"\s*[—–]\s*|\s+-+\s+", ", ", text)
@@ -345,8 +354,8 @@ def spoken_english(text: str) -> str:
 
 _LATIN = str.maketrans(
     {
-        "ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O", "œ": "oe", "Œ": "OE", "ł": "l", "Ł": "L", "đ": "d",
-        "ð": "d", "þ": "th",
+        "ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O", "œ": "oe", "Œ": "OE",
+        "ł": "l", "Ł": "L", "đ": "d", "ð": "d", "þ": "th",
     }
 )  # fmt: skip
 
@@ -363,7 +372,7 @@ def paragraphs(text: str) -> list[list[str]]:
 
 
 def split_long(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Cut text into pieces that fit: at the clause mark nearest the middle, else at a space, else anywhere."""
+    """Cut text into pieces that fit: at the clause mark nearest the middle, else a space, else anywhere."""
     if fits(text) or len(text) < 2:
         return [text]
     middle = len(text) / 2

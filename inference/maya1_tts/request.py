@@ -135,7 +135,7 @@ def to_order(request: SpeechRequest, settings: Settings, engine: Engine) -> Orde
         raise ApiError(
             400,
             "unsupported_parameter",
-            f"'instructions' is {shown(request.instructions)}, but engine {engine.name} cannot follow instructions; "
+            f"'instructions' is {shown(request.instructions)}, but engine {engine.name} cannot follow any; "
             "allowed: leave it out.",
             "instructions",
         )
@@ -156,7 +156,7 @@ def _check_text(text: str, limit: int) -> None:
         raise ApiError(
             400,
             "invalid_characters",
-            f"'input' contains {shown(bad[0])} at character {bad.start()}; allowed: text without control characters "
-            "other than tab and line end.",
+            f"'input' contains {shown(bad[0])} at character {bad.start()}; allowed: text without control "
+            "characters other than tab and line end.",
             "input",
         )

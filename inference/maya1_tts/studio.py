@@ -31,7 +31,7 @@ class Order:
 class Speech:
     """One order being carried out, for every request that asked for the same thing at the same time.
 
-    `pieces` grows while audio is made; `complete` is the whole file once all is done, its header with lengths.
+    `pieces` grows while audio is made; `complete` is, in the end, the whole file with lengths in its header.
     """
 
     def __init__(self, order: Order) -> None:
@@ -97,8 +97,8 @@ class Speech:
 
 
 class Studio:
-    """At most `workers` segments are spoken at once. Waiting syntheses take turns segment by segment, so a long
-    text does not keep short ones from their first sound; beyond `queue_limit` waiting ones, new ones are refused.
+    """At most `workers` segments are spoken at once. Waiting syntheses take turns segment by segment, so a
+    long text does not keep short ones from their first sound. Beyond `queue_limit` waiting ones, more are refused.
     """
 
     def __init__(self, settings: Settings, engine: Engine, cache: Cache, metrics: Metrics) -> None:
@@ -134,8 +134,8 @@ class Studio:
     def _key(self, order: Order) -> str:
         """Over everything that changes a byte of the result."""
         parts = (
-            self._engine.name, order.voice.revision, ENCODER_REVISION, order.voice.id, str(order.voice.sample_rate),
-            order.format, repr(order.speed), order.text,
+            self._engine.name, ENCODER_REVISION, order.voice.id, order.voice.revision,
+            str(order.voice.sample_rate), order.format, repr(order.speed), order.text,
         )  # fmt: skip
         digest = hashlib.sha256()
         for part in parts:
