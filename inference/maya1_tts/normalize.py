@@ -151,8 +151,10 @@ _UNITS = {
     "cm": "centimeter", "mm": "millimeter", "m": "meter", "mi": "mile", "ft": "foot", "kg": "kilogram",
     "mg": "milligram", "g": "gram", "lbs": "pound", "lb": "pound", "oz": "ounce", "ms": "millisecond",
     "sec": "second", "s": "second", "min": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
-    "ml": "milliliter", "L": "liter", "GHz": "gigahertz", "MHz": "megahertz", "kHz": "kilohertz", "Hz": "hertz",
-    "kW": "kilowatt", "W": "watt", "V": "volt", "dB": "decibel", "TB": "terabyte", "GB": "gigabyte", "MB": "megabyte",
+    "ml": "milliliter", "L": "liter", "GHz": "gigahertz",
+    "MHz": "megahertz", "kHz": "kilohertz", "Hz": "hertz",
+    "kW": "kilowatt", "W": "watt", "V": "volt",
+    "dB": "decibel", "TB": "terabyte", "GB": "gigabyte", "MB": "megabyte",
     "KB": "kilobyte", "kB": "kilobyte", "GiB": "gibibyte", "MiB": "mebibyte", "Gbps": "gigabit per second",
     "Mbps": "megabit per second", "kbps": "kilobit per second", "fps": "frame per second", "px": "pixel",
     "°C": "degree Celsius", "°F": "degree Fahrenheit", "°": "degree",
@@ -255,7 +257,8 @@ _ABBREVIATIONS = {
     "Jr.": "Junior", "Sr.": "Senior", "Inc.": "Incorporated", "Ltd.": "Limited", "Corp.": "Corporation",
     "Co.": "Company", "vs.": "versus", "approx.": "approximately", "dept.": "department",
     "est.": "established", "Ave.": "Avenue", "Blvd.": "Boulevard", "Rd.": "Road", "Mt.": "Mount",
-    "e.g.": "for example,", "i.e.": "that is,", "etc.": "et cetera", "w/o": "without", "w/": "with", "Fig.": "Figure",
+    "e.g.": "for example,", "i.e.": "that is,", "etc.": "et cetera",
+    "w/o": "without", "w/": "with", "Fig.": "Figure",
 }  # fmt: skip
 _ABBREVIATION = re.compile(
     r"(?<![\w.])(?:"

@@ -98,7 +98,8 @@ class Speech:
 
 class Studio:
     """At most `workers` segments are spoken at once. Waiting syntheses take turns segment by segment, so a
-    long text does not keep short ones from their first sound. Beyond `queue_limit` waiting ones, more are refused.
+    long text does not keep short ones from their first sound. When `queue_limit` are waiting, new ones are
+    refused.
     """
 
     def __init__(self, settings: Settings, engine: Engine, cache: Cache, metrics: Metrics) -> None:
