@@ -1,6 +1,6 @@
 """The `mayafleet` command.
 
-Every verb ends with one of the exit codes of `mayafleet.errors.ExitCode`, listed by `mayafleet --help` as well.
+Every verb ends with one of the exit codes of `mayafleet.errors.ExitCode`; `mayafleet --help` lists them too.
 """
 
 from __future__ import annotations

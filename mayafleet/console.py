@@ -54,7 +54,8 @@ def report(result: RunResult, console: Console) -> None:
         for entry in entries:
             console.print(Text.assemble((f"not run on {host}: ", "yellow"), entry), soft_wrap=True)
     for failure in result.failures:
-        title = f"{failure.host} {'unreachable' if failure.unreachable else 'failed'} in {failure.role}: {failure.task}"
+        verb = "unreachable" if failure.unreachable else "failed"
+        title = f"{failure.host} {verb} in {failure.role}: {failure.task}"
         console.print(Text(title, style="bold red"), soft_wrap=True)
         console.print(Text(_shorten(failure.message)), soft_wrap=True)
     if result.exit_code == ExitCode.INTERRUPTED:
@@ -69,7 +70,7 @@ def report(result: RunResult, console: Console) -> None:
 
 
 class _Board:
-    """The live view: a line for each host, and how many of the roles are done. Drawn anew several times a second."""
+    """The live view, drawn anew several times a second: a line for each host, and how many roles are done."""
 
     def __init__(self, tally: Tally, planned: Sequence[str]) -> None:
         self.tally = tally

@@ -1,7 +1,7 @@
 """What an inventory holds: hosts, groups and regions; which hosts a selection means; and a host's variables.
 
-Ansible itself reads the inventory, in a process of its own, so that plugins, vault and patterns mean here exactly what
-they mean in a run.
+Ansible itself reads the inventory, in a process of its own, so that plugins, vault and patterns mean here
+exactly what they mean in a run.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def load(paths: Path | Sequence[Path]) -> Inventory:
 
 
 def select(inventory: Inventory, limit: str | None = None, regions: Sequence[str] = ()) -> Selection:
-    """Hosts that an Ansible pattern and regions leave together. Nothing left is an error, and so is a misspelt name."""
+    """Hosts that an Ansible pattern and regions leave together.
+
+    Nothing left is an error, and so is a misspelt name, even beside others that match.
+    """
     for region in regions:
         if region not in inventory.regions:
             raise FleetError(
@@ -113,18 +116,19 @@ def variables(inventory: Inventory, host: str, names: Iterable[str]) -> dict[str
         raise FleetError(
             f"The inventory has no host {host!r}.", inventory.describe(), ExitCode.NOTHING_MATCHED
         )
+    command = ["ansible", host, *_options(inventory.paths), "--module-name", "ansible.builtin.debug"]
     done = _ansible(
-        ["ansible", host, *_options(inventory.paths), "--module-name", "ansible.builtin.debug"]
-        + ["--args", json.dumps({"msg": template})],
-        {
-            "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-            "ANSIBLE_CALLBACKS_ENABLED": "",
-        },
+        [*command, "--args", json.dumps({"msg": template})],
+        {"ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
     )
-    answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])["plays"][0]["tasks"][0][
-        "hosts"
-    ][host]
+    if "{" not in done.stdout:
+        told = error_of(done.stderr)
+        raise FleetError(
+            f"Ansible cannot read {_names(inventory.paths)}: {told}", "Mend the inventory.", ExitCode.USAGE
+        )
+    # Other callbacks of the configuration print before and after the one JSON document.
+    document, _ = json.JSONDecoder().raw_decode(done.stdout, done.stdout.index("{"))
+    answer: dict[str, Any] = document["plays"][0]["tasks"][0]["hosts"][host]
     if answer.get("failed"):
         reason = str(answer["msg"]).rpartition(": ")[2]
         raise FleetError(

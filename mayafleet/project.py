@@ -36,7 +36,7 @@ def playbook(name: str) -> Path:
 
 
 def ansible_environment() -> dict[str, str]:
-    """Variables to set for Ansible: the project's configuration, and the Ansible of this Python environment."""
+    """What to set for Ansible: the project's configuration, and the programs of this Python environment."""
     return {
         "ANSIBLE_CONFIG": str(root() / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",

@@ -1,8 +1,8 @@
 """Runs a playbook against a selection of hosts, shows how it goes, and keeps what it did in a run folder.
 
-A run folder, `.runs/<UTC time>-<playbook>/`, is private to its owner and holds Ansible's output (`stdout`), every event
-(`job_events/`) and `result.json`. Secrets stay out of it: Ansible withholds what `no_log` marks, and neither the
-environment nor the facts that repeat it are kept.
+A run folder, `.runs/<UTC time>-<playbook>/`, is private to its owner. It holds Ansible's output (`stdout`), every
+event (`job_events/`) and `result.json`. Secrets stay out of it: Ansible withholds what `no_log` marks, and
+neither the environment nor the facts that repeat it are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,19 +66,16 @@ def run_playbook(
 ) -> RunResult:
     """Run a playbook of the project and report on it.
 
-    A host that fails or cannot be reached, and an interrupt, are told by the result's exit code. FleetError is raised when
-    the run cannot begin, or touched no host.
+    A host that fails or cannot be reached, and an interrupt, are told by the result's exit code. FleetError
+    means that the run could not begin, or touched no host.
     """
     console = console or Console()
     path = project.playbook(playbook)
-    selection = inventories.select(inventories.load(inventory), limit, regions)
-    paths = [inventory] if isinstance(inventory, Path) else list(inventory)
-    console.print(
-        f"{path.stem}{' (check)' if check else ''}: {len(selection.hosts)} host{'s' * (len(selection.hosts) > 1)}, "
-        f"{inventories.enumerate_some(selection.hosts)}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    known = inventories.load(inventory)
+    selection = inventories.select(known, limit, regions)
+    names = inventories.enumerate_some(selection.hosts)
+    title = f"{path.stem}{' (check)' if check else ''}: {len(selection.hosts)} of {len(known.hosts)} hosts"
+    console.print(f"{title}: {names}", highlight=False, markup=False, soft_wrap=True)
     run_dir = _make_run_dir((runs_dir or project.root() / ".runs").resolve(), path.stem)
     tally, started = Tally(), time.monotonic()
     try:
@@ -99,7 +96,7 @@ def run_playbook(
                 ident=run_dir.name,
                 project_dir=str(project.root()),
                 playbook=str(path),
-                inventory=[str(p.resolve()) for p in paths],
+                inventory=[str(p) for p in known.paths],
                 limit=selection.limit,
                 tags=",".join(tags) or None,
                 skip_tags=",".join(skip_tags) or None,
@@ -164,7 +161,7 @@ def _require_work_done(result: RunResult, hosts: Sequence[str]) -> None:
         )
 
 
-# --- the run folder -------------------------------------------------------------------------------------------------
+# --- the run folder -----------------------------------------------------------------------------------------
 
 
 def _make_run_dir(runs_dir: Path, playbook: str) -> Path:
@@ -200,7 +197,7 @@ def _write_result(result: RunResult) -> None:
     path.write_text(json.dumps(asdict(result), indent=2, default=str) + "\n")
 
 
-# --- what must not be kept ------------------------------------------------------------------------------------------
+# --- what must not be kept ----------------------------------------------------------------------------------
 
 
 def _environment() -> dict[str, str]:
@@ -229,13 +226,13 @@ def _forget_command_environment(run_dir: Path) -> None:
         command.write_text(json.dumps(content))
 
 
-# --- interrupts -----------------------------------------------------------------------------------------------------
+# --- interrupts ---------------------------------------------------------------------------------------------
 
 
 class _Interrupt:
-    """Passes an interrupt on to Ansible, which then winds down by itself; asked twice, or too slow, it is killed.
+    """Passes an interrupt on to Ansible, which then winds down; asked twice, or too slow, it is killed.
 
-    ansible-runner would kill it at once, and Ansible runs in a session of its own that a terminal's Ctrl-C does not reach.
+    ansible-runner by itself would kill at once, and a terminal's Ctrl-C does not reach Ansible's own session.
     """
 
     def __init__(self) -> None:
@@ -262,10 +259,8 @@ class _Interrupt:
 
     def _pass_on(self) -> None:
         if self._ansible:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(os.getpgid(self._ansible), signal.SIGINT)
-            except ProcessLookupError:
-                pass
 
 
 @contextmanager

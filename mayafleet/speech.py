@@ -1,4 +1,4 @@
-"""Asks a host for speech as any client would: over TLS, through the gateway, with a token; and measures the answer."""
+"""Asks a host for speech as any client would, over TLS and with a token, and measures the answer."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Signing:
 
 
 def connection(inventory: Path | Sequence[Path], host: str | None = None) -> Connection:
-    """How to reach a host, out of its variables fleet_*, with a fresh token. Without a name: the only gpu host."""
+    """How to reach a host, out of its variables fleet_*, with a fresh token. No name: the only gpu host."""
     values, host = _host_variables(inventory, host, ("fleet_url", "fleet_ca_file"))
     signer = signing(inventory, host)
     token = tokens.issue(
@@ -164,7 +164,7 @@ def say(
     )
 
 
-# --- the inventory --------------------------------------------------------------------------------------------------
+# --- the inventory ------------------------------------------------------------------------------------------
 
 
 def _host_variables(
@@ -190,7 +190,7 @@ def _required(values: dict[str, str], name: str, host: str) -> str:
     return values[name]
 
 
-# --- the request ----------------------------------------------------------------------------------------------------
+# --- the request --------------------------------------------------------------------------------------------
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -236,8 +236,8 @@ def _refusal(connection: Connection, answer: requests.Response) -> FleetError:
     except (ValueError, KeyError, TypeError):
         said = f"nothing that says why ({answer.headers.get('Content-Type', 'no content type')})"
     if answer.status_code == 401:
-        next_step = "Check fleet_jwt_key_file, fleet_jwt_issuer and fleet_jwt_audience of the host, or the token given."
-    elif "Retry-After" in answer.headers:
+        next_step = "Check the host's fleet_jwt_key_file, _issuer and _audience, or the token given."
+    elif answer.headers.get("Retry-After", "").isdigit():
         next_step = f"Try again in {answer.headers['Retry-After']} seconds."
     else:
         next_step = _look_there(answer)
@@ -260,7 +260,7 @@ def _explained(connection: Connection) -> Iterator[None]:
         reason = re.search(r"certificate verify failed: ([^(]+?) \(", str(error))
         raise FleetError(
             f"The certificate of {connection.host} is not accepted: {reason[1] if reason else error}.",
-            "Set fleet_ca_file for the host (or --ca) to the authority that issued it, and use an address it names.",
+            "Set fleet_ca_file (or --ca) to the authority that issued it, and use an address that it names.",
             ExitCode.SERVICE,
         ) from None
     except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError):
@@ -291,7 +291,7 @@ def _root_of(error: BaseException) -> str:
     return re.sub(r"^.*?(?=\[Errno|Failed|Connection)", "", text).rstrip(".)'\"") or type(error).__name__
 
 
-# --- the file -------------------------------------------------------------------------------------------------------
+# --- the file -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -334,7 +334,7 @@ def _wav_header_size(file: BinaryIO) -> int:
 
 
 def _finish_wav(file: BinaryIO, header_size: int) -> float:
-    """Put the real sizes into the header, which a stream cannot know when it begins. Returns seconds of audio."""
+    """Put the real sizes, which a stream cannot know at first, into the header. Returns seconds of audio."""
     end = file.seek(0, os.SEEK_END)
     for at, size in ((4, end - 8), (header_size - 4, end - header_size)):
         file.seek(at)

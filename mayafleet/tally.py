@@ -1,4 +1,4 @@
-"""What the events of an Ansible run add up to: counts per host, time per role, failures, and what was left undone."""
+"""What the events of an Ansible run add up to: counts, time per role, failures, and what was left undone."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Tally:
 
     @property
     def failures(self) -> list[Failure]:
-        """The last failure of each host that ended failed or unreachable; rescued and ignored ones are none."""
+        """The last failure of each host that ended failed or unreachable, not what was rescued or ignored."""
         return [
             f for host, f in self._failures.items() if self.hosts[host].failed or self.hosts[host].unreachable
         ]
@@ -173,7 +173,7 @@ def _role_of(data: Mapping[str, Any]) -> str:
 
 
 def message_of(result: Mapping[str, Any]) -> str:
-    """Why a task failed, out of its result: the message, what the program printed, or the failed items of a loop."""
+    """Why a task failed, by its result: the message, what the program printed, the failed items of a loop."""
     if "censored" in result:
         return "The result is hidden (no_log)."
     failed_items = [
