@@ -78,7 +78,9 @@ class _Board:
         self.started = time.monotonic()
 
     def __rich__(self) -> RenderableType:
-        hosts = Table.grid(padding=(0, 2))
+        hosts = Table.grid(padding=(0, 2), expand=True)
+        for ratio in (None, None, 1, None, None, None):
+            hosts.add_column(ratio=ratio)
         for host, counts in list(self.tally.hosts.items()):
             hosts.add_row(
                 Text(host, style="bold"),

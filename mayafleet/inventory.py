@@ -111,7 +111,10 @@ def select(inventory: Inventory, limit: str | None = None, regions: Sequence[str
 
 def variables(inventory: Inventory, host: str, names: Iterable[str]) -> dict[str, Any]:
     """Values of a host's variables as a task on it would see them; None for a variable that nobody sets."""
-    template = {name: f"{{{{ {name} if {name} is defined else None }}}}" for name in names}
+    # `is defined` would also pass over a variable that is set, but to something that does not resolve.
+    template = {
+        name: f"{{{{ {name} if '{name}' in hostvars[inventory_hostname] else None }}}}" for name in names
+    }
     if host not in inventory.hosts:
         raise FleetError(
             f"The inventory has no host {host!r}.", inventory.describe(), ExitCode.NOTHING_MATCHED

@@ -61,7 +61,9 @@ class Tally:
     not_run: dict[str, list[str]] = field(default_factory=dict)
     roles_done: int = 0
     role: str = ""
-    """Role of the task that runs now; empty before the first one."""
+    """Role of the task that runs now; empty between plays."""
+    handlers: bool = False
+    """Whether that task is a handler, which Ansible runs after the roles of its play."""
     tasks: dict[str, str] = field(default_factory=dict)
     """Task that each host is at, or was last at."""
     worked: bool = False
@@ -90,12 +92,13 @@ class Tally:
         ):
             self._advance(event)
             role = _role_of(data) if "task_start" in kind else ""
-            stages = self._enter(role) if role != self.role else []
+            handlers = "handler" in kind
+            stages = self._enter(role, handlers) if (role, handlers) != (self.role, self.handlers) else []
             if kind == "playbook_on_stats":
                 self._finish(data)
             return stages
         if host := data.get("host"):
-            self._result(kind, host, data)
+            self._result(kind, host, data, str(event.get("stdout") or ""))
         return []
 
     def _advance(self, event: Event) -> None:
@@ -107,19 +110,22 @@ class Tally:
             )
         self._clock = now
 
-    def _enter(self, role: str) -> list[Stage]:
+    def _enter(self, role: str, handlers: bool) -> list[Stage]:
+        label = f"{self.role} (handlers)" if self.handlers else self.role
         stages = [
-            Stage(host, self.role, counts, self._failures[host].task if host in self._down else "")
+            Stage(host, label, counts, self._failures[host].task if host in self._down else "")
             for host, counts in self._open.items()
         ]
-        self.roles_done += self.role not in ("", NO_ROLE, FACTS)
-        self.role, self._open = role, {}
+        self.roles_done += not self.handlers and self.role not in ("", NO_ROLE, FACTS)
+        self.role, self.handlers, self._open = role, handlers, {}
         return stages
 
-    def _result(self, kind: str, host: str, data: Mapping[str, Any]) -> None:
+    def _result(self, kind: str, host: str, data: Mapping[str, Any], printed: str) -> None:
         total, stage = self.hosts.setdefault(host, Counts()), self._open.setdefault(host, Counts())
         self.tasks[host] = data.get("task") or ""
         result = data.get("res") or {}
+        # A result that no_log hides tells only by what is printed whether it was a change.
+        changed = bool(result.get("changed")) or ("censored" in result and printed.startswith("changed:"))
         ignored = bool(data.get("ignore_errors"))
         for counts in (total, stage):
             counts.seconds += data.get("duration") or 0.0
@@ -127,7 +133,7 @@ class Tally:
                 counts.failed = max(counts.failed - 1, 0)
             elif kind == "runner_on_ok" or (kind == "runner_on_failed" and ignored):
                 counts.ok += 1
-                counts.changed += bool(result.get("changed"))
+                counts.changed += changed
             elif kind == "runner_on_skipped":
                 counts.skipped += 1
             elif kind == "runner_on_failed":
