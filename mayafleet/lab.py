@@ -303,11 +303,12 @@ def ensure_container(lab: Lab, host: str, image: str) -> None:
     state = docker("ps", "--all", "--filter", f"name=^{name}$", "--format", "{{.State}}").strip()
     if not state:
         docker("volume", "create", "--label", f"{LABEL}={lab.name}", volume)
-        # No port is published: only this machine reaches the host, at its own address. systemd needs its cgroups and two
-        # capabilities; `--privileged` is not asked for, and fails on machines that lack CAP_SYS_RESOURCE.
+        # No port is published: only this machine reaches the host, at its own address. systemd needs its cgroups and three
+        # capabilities (SYS_PTRACE for units that hide other processes and use a user namespace); `--privileged` is not
+        # asked for, and fails on machines that lack CAP_SYS_RESOURCE.
         docker("run", "--detach", "--name", name, "--hostname", host, "--label", f"{LABEL}={lab.name}",
                "--network", lab.name, "--ip", lab.address(host), "--ip6", lab.address_ipv6(host),
-               "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN",
+               "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE",
                "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
                "--tmpfs", "/run", "--tmpfs", "/tmp", "--volume", f"{volume}:/var/lib/docker",
                "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host",
@@ -336,8 +337,9 @@ def admit_operator(lab: Lab, host: str) -> None:
         install -m 600 -o ops -g ops /dev/stdin /home/ops/.ssh/authorized_keys
         echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops
         chmod 440 /etc/sudoers.d/ops
-        if [ ! -e /etc/ssh/ssh_host_ed25519_key ]; then ssh-keygen -A >/dev/null; systemctl restart ssh; fi
-        systemctl is-active --quiet ssh || systemctl start ssh
+        if [ ! -e /etc/ssh/ssh_host_ed25519_key ]; then ssh-keygen -A >/dev/null; fi
+        # Without host keys it gave up during the first boot.
+        systemctl is-active --quiet ssh || { systemctl reset-failed ssh; systemctl start ssh; }
         """,
         stdin=public_key,
     )
@@ -357,13 +359,19 @@ def write_inventory(lab: Lab, base_image: str, archive: Path) -> None:
         "ansible_user": "ops",
         "ansible_ssh_private_key_file": str(lab.state / "ssh" / "id_ed25519"),
         "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab.state / 'ssh' / 'known_hosts'} -o IdentitiesOnly=yes",
-        "ansible_host": "{{ lab_address }}",
         "lab_state": str(lab.state),
         "lab_base_image": base_image,
         "lab_base_image_archive": str(archive),
         **machine_settings(),
     }
-    hosts = {h: {"lab_address": lab.address(h), "lab_address_ipv6": lab.address_ipv6(h)} for h in lab.hosts}
+    hosts = {
+        host: {
+            "ansible_host": lab.address(host),
+            "lab_address": lab.address(host),
+            "lab_address_ipv6": lab.address_ipv6(host),
+        }
+        for host in lab.hosts
+    }
     text = "---\n# Written by `mayafleet lab up`; do not edit.\n" + yaml.safe_dump({"all": {"vars": variables, "hosts": hosts}})
     (lab.inventory / "lab.yml").write_text(text)
 
