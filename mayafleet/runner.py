@@ -1,8 +1,8 @@
 """Runs a playbook against a selection of hosts, shows how it goes, and keeps what it did in a run folder.
 
 A run folder, `.runs/<UTC time>-<playbook>/`, is private to its owner. It holds Ansible's output (`stdout`),
-every event (`job_events/`) and `result.json`. Secrets stay out of it: Ansible withholds what `no_log` marks, and
-neither the environment nor the facts that repeat it are kept.
+every event (`job_events/`) and `result.json`. Secrets stay out of it: Ansible withholds what `no_log` marks,
+and neither the environment nor the facts that repeat it are kept.
 """
 
 from __future__ import annotations

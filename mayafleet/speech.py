@@ -26,6 +26,8 @@ MODEL = "tts-1"
 FORMATS = ("wav", "mp3", "flac", "opus", "pcm")
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 120
 SAMPLE_BYTES = 2  # pcm is 16 bit, mono
+SIGNING_VARIABLES = ("fleet_jwt_key_file", "fleet_jwt_issuer", "fleet_jwt_audience")
+OPTIONAL_VARIABLES = ("fleet_ca_file",)  # without it, the authorities of this system are trusted
 
 
 @dataclass(frozen=True)
@@ -86,28 +88,22 @@ class Signing:
 
 def connection(inventory: Path | Sequence[Path], host: str | None = None) -> Connection:
     """How to reach a host, out of its variables fleet_*, with a fresh token. No name: the only gpu host."""
-    values, host = _host_variables(inventory, host, ("fleet_url", "fleet_ca_file"))
-    signer = signing(inventory, host)
-    token = tokens.issue(
-        signer.key_file,
-        issuer=signer.issuer,
-        audience=signer.audience,
-        subject=f"operator:{getpass.getuser()}",
-    )
-    ca_file = project.root() / values["fleet_ca_file"] if values["fleet_ca_file"] else None
-    return Connection(_required(values, "fleet_url", host), token, ca_file)
+    values = _host_variables(inventory, host, ("fleet_url", "fleet_ca_file", *SIGNING_VARIABLES))
+    signer = _signing(values)
+    subject = f"operator:{getpass.getuser()}"
+    token = tokens.issue(signer.key_file, issuer=signer.issuer, audience=signer.audience, subject=subject)
+    ca_file = values.get("fleet_ca_file")
+    return Connection(values["fleet_url"], token, project.root() / ca_file if ca_file else None)
 
 
 def signing(inventory: Path | Sequence[Path], host: str | None = None) -> Signing:
     """Key, issuer and audience that a host's service accepts, out of its variables fleet_jwt_*."""
-    values, host = _host_variables(
-        inventory, host, ("fleet_jwt_key_file", "fleet_jwt_issuer", "fleet_jwt_audience")
-    )
-    return Signing(
-        project.root() / _required(values, "fleet_jwt_key_file", host),
-        _required(values, "fleet_jwt_issuer", host),
-        _required(values, "fleet_jwt_audience", host),
-    )
+    return _signing(_host_variables(inventory, host, SIGNING_VARIABLES))
+
+
+def _signing(values: dict[str, str]) -> Signing:
+    key_file, issuer, audience = (values[name] for name in SIGNING_VARIABLES)
+    return Signing(project.root() / key_file, issuer, audience)
 
 
 def say(
@@ -167,9 +163,8 @@ def say(
 # --- the inventory ------------------------------------------------------------------------------------------
 
 
-def _host_variables(
-    paths: Path | Sequence[Path], host: str | None, names: Sequence[str]
-) -> tuple[dict[str, str], str]:
+def _host_variables(paths: Path | Sequence[Path], host: str | None, names: Sequence[str]) -> dict[str, str]:
+    """The named variables of a host; all but OPTIONAL_VARIABLES must be set."""
     inventory = inventories.load(paths)
     if host is None:
         speakers = inventory.groups.get("gpu", [])
@@ -181,13 +176,12 @@ def _host_variables(
             )
         host = speakers[0]
     values = inventories.variables(inventory, host, names)
-    return {name: str(value) if value is not None else "" for name, value in values.items()}, host
-
-
-def _required(values: dict[str, str], name: str, host: str) -> str:
-    if not values[name]:
-        raise FleetError(f"Host {host} has no variable {name}.", "Set it in the inventory.", ExitCode.USAGE)
-    return values[name]
+    for name in names:
+        if not values[name] and name not in OPTIONAL_VARIABLES:
+            raise FleetError(
+                f"Host {host} has no variable {name}.", "Set it in the inventory.", ExitCode.USAGE
+            )
+    return {name: str(value) for name, value in values.items() if value}
 
 
 # --- the request --------------------------------------------------------------------------------------------

@@ -64,6 +64,12 @@ def test_an_ignored_failure_counts_as_ok_as_in_ansible() -> None:
     assert not tally.failures
 
 
+def test_a_change_that_no_log_hides_is_counted() -> None:
+    (_, hidden) = result("ok", "a", res={"censored": "hidden"})
+    assert feed(hidden | {"stdout": "changed: [a]"})[0].hosts["a"].changed == 1
+    assert feed(hidden | {"stdout": "ok: [a]"})[0].hosts["a"].changed == 0
+
+
 def test_facts_alone_are_no_work() -> None:
     facts = result("ok", "a", "", task_action="gather_facts")
     assert not feed(*facts)[0].worked
@@ -77,8 +83,7 @@ def test_facts_alone_are_no_work() -> None:
         ({"msg": ["one", "two"]}, "one\ntwo"),
         ({"msg": "non-zero return code", "rc": 2, "stderr": "no space\n"}, "non-zero return code\nno space"),
         ({"msg": "MODULE FAILURE", "rc": 1, "module_stdout": "Traceback"}, "MODULE FAILURE\nTraceback"),
-        ({"msg": "One or more items failed", "results": [{"item": "x"}, {"item": "y", "failed": True, "msg": "bad"}]},
-         "y: bad"),
+        ({"results": [{"item": "x"}, {"item": "y", "failed": True, "msg": "bad"}]}, "y: bad"),
         ({"censored": "hidden"}, "The result is hidden (no_log)."),
         ({}, "no message"),
     ],
