@@ -29,7 +29,8 @@ _QUOTES = str.maketrans(
 def clean(text: str) -> str:
     """Text without emotion tags, emoji and invisible characters, in composed compatibility form (NFKC)."""
     text = unicodedata.normalize("NFKC", _TAG.sub(" ", text)).translate(_QUOTES)
-    return "".join(char for char in text if char in "°\n" or not _unspeakable(char))
+    text = "".join(char for char in text if char in "°\n" or not _unspeakable(char))
+    return re.sub(r"([^\w\s])\1{3,}", r"\1\1\1", re.sub(r"[^\S\n]+", " ", text))
 
 
 def _unspeakable(char: str) -> bool:
@@ -351,8 +352,11 @@ def spoken_english(text: str) -> str:
                 "input",
             )
     text = "".join(char for char in folded if char.isascii())
-    text = re.sub(r"\s+([,.;:!?])", r"\1", text)
-    return re.sub(r"[^\S\n]+", " ", text).strip()
+    text = re.sub(r"[^\S\n]+", " ", text)
+    text = re.sub(r" ([,.;:!?])", r"\1", text)
+    return re.sub(
+        r"[A-Za-z]{40}(?=[A-Za-z])", r"\g<0> ", text
+    ).strip()  # longer is no word, but costs much time
 
 
 _LATIN = str.maketrans(

