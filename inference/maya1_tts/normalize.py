@@ -369,7 +369,7 @@ _LATIN = str.maketrans(
 
 # ---- sentences -------------------------------------------------------------------------------------------
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"')\]]*\s+|(?<=[.!?…][\"')\]])\s+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+")
 
 
 def paragraphs(text: str) -> list[list[str]]:

@@ -181,7 +181,7 @@ class PiperVoice:
         return spoken_english(clean(text)) if self.english else clean(text)
 
     def fits(self, text: str) -> bool:
-        """Whether one segment can hold the text. A letter is about one phoneme, so a long text is quickly told."""
+        """Whether one segment can hold the text. A letter is about one phoneme: long texts fail fast."""
         return len(text) <= MAX_PHONEMES and len(self.phonemize(text)) <= MAX_PHONEMES
 
     def speak(self, ipa: str, speed: float) -> FloatArray:
