@@ -13,7 +13,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from mayafleet import inventory as inventories
 from mayafleet import project
 from mayafleet.console import progress, report
 from mayafleet.errors import ExitCode, FleetError
-from mayafleet.tally import Counts, Failure, Tally, planned_roles
+from mayafleet.tally import Counts, Event, Failure, Tally, planned_roles
 
 KEPT_RUNS = 20
 RUN_NAME = re.compile(r"\d{8}T\d{6}Z-.+")
@@ -79,36 +79,16 @@ def run_playbook(
     run_dir = _make_run_dir((runs_dir or project.root() / ".runs").resolve(), path.stem)
     tally, started = Tally(), time.monotonic()
     try:
-        with (
-            progress(tally, planned_roles(path, tags, skip_tags), diff, console) as show,
-            _interruptible() as interrupt,
-        ):
-
-            def on_event(event: dict[str, Any]) -> bool:
-                _forget_environment(event)
-                interrupt.meet(event.get("pid"))
-                show(event, tally.add(event))
-                return True
-
-            run = ansible_runner.run(
-                private_data_dir=str(run_dir),
-                artifact_dir=str(run_dir.parent),
-                ident=run_dir.name,
-                project_dir=str(project.root()),
+        with progress(tally, planned_roles(path, tags, skip_tags), diff, console) as show:
+            status, interrupted = _run_ansible(
+                run_dir,
+                lambda event: show(event, tally.add(event)),
                 playbook=str(path),
                 inventory=[str(p) for p in known.paths],
                 limit=selection.limit,
                 tags=",".join(tags) or None,
                 skip_tags=",".join(skip_tags) or None,
                 cmdline=" ".join(["--check"] * check + ["--diff"] * diff) or None,
-                envvars=_environment(),
-                event_handler=on_event,
-                status_handler=lambda status, runner_config: _forget_command_environment(run_dir),
-                cancel_callback=interrupt.is_overdue,
-                suppress_env_files=True,
-                fact_cache_type="",  # facts repeat the environment: they stay in memory
-                rotate_artifacts=0,  # ansible-runner's own pruning can take the live run
-                quiet=True,
             )
     finally:
         _make_private(run_dir)
@@ -116,7 +96,7 @@ def run_playbook(
     result = RunResult(
         playbook=path.stem,
         check=check,
-        exit_code=_judge(tally, run.rc, interrupt.asked, failed_code),
+        exit_code=_judge(tally, status, interrupted, failed_code),
         run_dir=run_dir,
         elapsed=time.monotonic() - started,
         hosts=tally.hosts,
@@ -130,6 +110,34 @@ def run_playbook(
     return result
 
 
+def _run_ansible(run_dir: Path, on_event: Callable[[Event], None], **options: Any) -> tuple[int, bool]:
+    """Run ansible-playbook and hand over its events. Returns its exit status and whether it was interrupted."""
+    with _interruptible() as interrupt:
+
+        def take(event: dict[str, Any]) -> bool:
+            _forget_environment(event)
+            interrupt.meet(event.get("pid"))
+            on_event(event)
+            return True
+
+        run = ansible_runner.run(
+            private_data_dir=str(run_dir),
+            artifact_dir=str(run_dir.parent),
+            ident=run_dir.name,
+            project_dir=str(project.root()),
+            envvars=_environment(),
+            event_handler=take,
+            status_handler=lambda status, runner_config: _forget_command_environment(run_dir),
+            cancel_callback=interrupt.is_overdue,
+            suppress_env_files=True,
+            fact_cache_type="",  # facts repeat the environment: they stay in memory
+            rotate_artifacts=0,  # ansible-runner's own pruning can take the live run
+            quiet=True,
+            **options,
+        )
+        return run.rc, interrupt.asked
+
+
 def _judge(tally: Tally, status: int, interrupted: bool, failed_code: ExitCode) -> ExitCode:
     if interrupted:
         return ExitCode.INTERRUPTED
@@ -137,9 +145,7 @@ def _judge(tally: Tally, status: int, interrupted: bool, failed_code: ExitCode) 
         return failed_code
     if any(counts.unreachable for counts in tally.hosts.values()):
         return ExitCode.UNREACHABLE
-    if (
-        status != 0
-    ):  # Ansible stopped for a reason that is no host's: a playbook that does not parse, a missing role
+    if status != 0:  # for a reason that is no host's: a playbook that does not parse, a missing role
         return ExitCode.USAGE
     return ExitCode.OK if tally.worked else ExitCode.NOTHING_MATCHED
 
@@ -245,30 +251,43 @@ class _Interrupt:
         self._killed = self.asked
         if not self.asked:
             self.asked, self._asked_at = True, time.monotonic()
-            self._pass_on()
+            self._signal(signal.SIGINT)
 
     def meet(self, ansible: int | None) -> None:
         """Learn Ansible's process, which every event of its names."""
         if ansible and not self._ansible:
             self._ansible = ansible
             if self.asked:
-                self._pass_on()
+                self._signal(signal.SIGINT)
 
     def is_overdue(self) -> bool:
         return self._killed or (self.asked and time.monotonic() - self._asked_at > GRACE_SECONDS)
 
-    def _pass_on(self) -> None:
+    def await_end(self) -> None:
+        """Wait for Ansible where ansible-runner no longer does."""
+        with suppress(ChildProcessError):
+            while self._ansible and os.waitpid(self._ansible, os.WNOHANG) == (0, 0):
+                if self.is_overdue():
+                    self._signal(signal.SIGKILL)
+                time.sleep(0.1)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._ansible:
             with suppress(ProcessLookupError):
-                os.killpg(os.getpgid(self._ansible), signal.SIGINT)
+                os.killpg(os.getpgid(self._ansible), number)
 
 
 @contextmanager
 def _interruptible() -> Iterator[_Interrupt]:
     interrupt = _Interrupt()
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in signals}
     try:
         yield interrupt
+    except BaseException:  # nobody follows Ansible any more, so it must not go on by itself
+        interrupt()
+        interrupt.await_end()
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,33 @@ def test_an_interrupt_stops_ansible_and_says_what_to_do(fleet: Path, tmp_path: P
     assert "User interrupted execution" in (run_dir / "stdout").read_text()
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+
+
+def ansibles_of(folder: Path) -> list[bytes]:
+    """Command lines of running processes that name the folder."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            lines.append(path.read_bytes())
+    return [line for line in lines if bytes(folder) in line]
+
+
+def test_ansible_does_not_go_on_when_nobody_follows_it(
+    fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "two.yml").write_text(
+        "- hosts: all\n  gather_facts: false\n  tasks:\n    - ansible.builtin.command: sleep 60\n"
+        f"    - ansible.builtin.file: {{path: {tmp_path / 'went_on'}, state: touch}}\n"
+    )
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(Tally, "add", fail)
+    with pytest.raises(RuntimeError):
+        run(fleet, str(tmp_path / "two.yml"), limit="good", runs_dir=tmp_path / "runs")
+    assert ansibles_of(tmp_path) == []
+    assert not (tmp_path / "went_on").exists()
 
 
 def test_a_terminal_shows_hosts_and_roles_live() -> None:
