@@ -1,0 +1,58 @@
+# Everything starts here. `make help` lists what there is.
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+ROLE ?= base
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+lab: ## Make a throw-away host on this machine, provision it like production, let it speak
+	@scripts/setup.sh lab
+	@.venv/bin/mayafleet lab up
+
+lab-down: ## Remove what `make lab` made
+	@scripts/setup.sh lab
+	@.venv/bin/mayafleet lab down
+
+test: ## Run all tests that fit without a virtual machine: lint, unit, service, and two lab hosts end to end
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory lint unit inference fleet e2e
+
+lint: ## Check style and types
+	.venv/bin/ruff check mayafleet tests inference
+	.venv/bin/ruff format --check mayafleet tests inference
+	.venv/bin/mypy
+	.venv-inference/bin/python -m mypy --config-file inference/pyproject.toml inference/maya1_tts
+	.venv/bin/yamllint --strict .
+	.venv/bin/ansible-lint --offline --strict
+	.venv/bin/shellcheck scripts/*.sh .ci/run
+
+unit: ## Test the operator's command
+	$(PYTHON) -m pytest tests/unit
+
+inference: ## Test the speech service on its own
+	.venv-inference/bin/python -m pytest tests/inference
+
+fleet: ## Test inventories, alert rules and dashboards
+	$(PYTHON) -m pytest tests/fleet
+
+e2e: ## Provision two lab hosts and test what they serve
+	$(PYTHON) -m pytest tests/e2e
+
+role: ## Test one role with Molecule: make role ROLE=gateway
+	@scripts/setup.sh test
+	.venv/bin/molecule test --scenario-name $(ROLE)
+
+roles: ## Test every role with Molecule
+	@scripts/setup.sh test
+	.venv/bin/molecule test --all
+
+bench: ## Measure the lab and write the table of docs/benchmarks.md to the terminal
+	@scripts/setup.sh test
+	$(PYTHON) tests/bench/lab.py
+
+lock: ## Renew the lock files
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra test pyproject.toml -o requirements-test.lock
+
+.PHONY: help lab lab-down test lint unit inference fleet e2e role roles bench lock
