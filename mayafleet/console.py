@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mayafleet.errors import ExitCode
+from mayafleet.inventory import enumerate_some
 from mayafleet.tally import NO_ROLE, Counts, Event, Stage, Tally
 
 if TYPE_CHECKING:
@@ -50,9 +51,13 @@ def report(result: RunResult, console: Console) -> None:
         console.print(_host_table(result))
     if result.role_seconds:
         console.print(_role_table(result))
+    hosts_by_entry: dict[str, list[str]] = {}
     for host, entries in sorted(result.not_run.items()):
         for entry in entries:
-            console.print(Text.assemble((f"not run on {host}: ", "yellow"), entry), soft_wrap=True)
+            hosts_by_entry.setdefault(entry, []).append(host)
+    for entry, hosts in hosts_by_entry.items():
+        line = Text.assemble(("not run: ", "yellow"), f"{entry} ({enumerate_some(hosts)})")
+        console.print(line, soft_wrap=True)
     for failure in result.failures:
         verb = "unreachable" if failure.unreachable else "failed"
         title = f"{failure.host} {verb} in {failure.role}: {failure.task}"

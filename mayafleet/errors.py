@@ -8,9 +8,9 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """What the command's exit status means.
 
-    ====  =========================================================
+    ====  =================================================================
     0     success
-    1     internal error, a bug in mayafleet
+    1     internal error, a bug in mayafleet (MAYAFLEET_DEBUG=1 shows where)
     2     wrong usage or input
     3     a host failed
     4     a host was unreachable, and none failed
@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     7     the speech service answered an error, or did not answer
     8     verification failed
     130   interrupted
-    ====  =========================================================
+    ====  =================================================================
     """
 
     OK = 0

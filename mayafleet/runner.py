@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ansible_runner  # type: ignore[import-untyped]
+import ansible_runner
 from rich.console import Console
 
 from mayafleet import inventory as inventories
@@ -111,7 +111,7 @@ def run_playbook(
 
 
 def _run_ansible(run_dir: Path, on_event: Callable[[Event], None], **options: Any) -> tuple[int, bool]:
-    """Run ansible-playbook and hand over its events. Returns its exit status and whether it was interrupted."""
+    """Run ansible-playbook and hand over its events. Returns its exit status and whether it was stopped."""
     with _interruptible() as interrupt:
 
         def take(event: dict[str, Any]) -> bool:

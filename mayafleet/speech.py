@@ -226,13 +226,16 @@ def _answer(connection: Connection, request: dict[str, object]) -> Iterator[requ
 def _refusal(connection: Connection, answer: requests.Response) -> FleetError:
     try:
         error = answer.json()["error"]
-        said = f"{error['message']} (code {error['code']})"
+        said, explained = f"{error['message']} (code {error['code']})", True
     except (ValueError, KeyError, TypeError):
-        said = f"nothing that says why ({answer.headers.get('Content-Type', 'no content type')})"
+        kind = answer.headers.get("Content-Type", "no content type")
+        said, explained = f"nothing that says why ({kind})", False
     if answer.status_code == 401:
         next_step = "Check the host's fleet_jwt_key_file, _issuer and _audience, or the token given."
     elif answer.headers.get("Retry-After", "").isdigit():
         next_step = f"Try again in {answer.headers['Retry-After']} seconds."
+    elif answer.status_code < 500 and explained:
+        next_step = "Change what is asked for."
     else:
         next_step = _look_there(answer)
     return FleetError(f"{connection.host} answered {answer.status_code}: {said}", next_step, ExitCode.SERVICE)

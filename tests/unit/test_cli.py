@@ -26,6 +26,7 @@ def test_help_lists_every_exit_code(
     shown = " ".join(capsys.readouterr().out.split())
     for code, meaning in EXIT_CODE_MEANINGS.items():
         assert f"{code:d} {meaning}" in shown
+        assert f"{code:<6d}{meaning}" in (ExitCode.__doc__ or "")
 
 
 def test_an_error_is_a_sentence_and_a_next_step(

@@ -157,7 +157,7 @@ def test_log_has_a_line_per_role_and_host(whole: tuple[RunResult, str]) -> None:
     assert re.search(r"^good  alpha  ok 4  changed 1  \d+\.\d s$", log, re.MULTILINE)
     assert re.search(r"^broken  omega  .* s  stopped at: Fail in a loop$", log, re.MULTILINE)
     assert re.search(r"^dead  facts  .* stopped at: Gathering Facts$", log, re.MULTILINE)
-    assert "not run on good: grafana: no repository here" in log
+    assert "not run: grafana: no repository here (good)" in log
     assert "no space on sda" in log
     assert f"kept in {whole[0].run_dir}" in log
     assert "\x1b" not in log

@@ -80,6 +80,8 @@ class Answers(BaseHTTPRequestHandler):
                 self.refuse(401, "The token has expired.", "token_expired")
             case "too many":
                 self.refuse(429, "All 4 slots are taken.", "too_many_requests", {"Retry-After": "7"})
+            case "no such voice":
+                self.refuse(404, "'voice' is 'x'; allowed: joe.", "voice_not_found")
             case "broken":
                 self.whole(500, "text/html", b"<html>Internal Server Error</html>")
             case "a page":
@@ -217,6 +219,11 @@ def test_the_service_is_asked_as_openai_clients_ask(
     [
         ("no token", r"answered 401: The token has expired\. \(code token_expired\)", "fleet_jwt_key_file"),
         ("too many", r"answered 429: All 4 slots are taken\. \(code too_many_requests\)", "in 7 seconds"),
+        (
+            "no such voice",
+            r"answered 404: 'voice' is 'x'; allowed: joe\. \(code voice_not_found\)",
+            "Change what",
+        ),
         ("broken", r"answered 500: nothing that says why \(text/html\)", "logs"),
         ("a page", r"answered text/html instead of audio", "logs"),
         ("elsewhere", r"answered 301: nothing that says why", "logs"),
