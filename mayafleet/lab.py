@@ -30,9 +30,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 LABEL = "mayafleet.lab"
 SENTENCE = "The quick brown fox jumps over the lazy dog tonight."
 
-# What a freshly rented Debian server has: an init, SSH, sudo and Python with its apt binding, and nothing of ours.
+# What a freshly rented Debian server has: an init, SSH, sudo, Python with its apt binding, nothing of ours.
 HOST_PACKAGES = (
-    "ca-certificates,dbus,iproute2,openssh-server,procps,python3,python3-apt,sudo,systemd,systemd-sysv,systemd-timesyncd,util-linux"
+    "ca-certificates,dbus,iproute2,openssh-server,procps,python3,python3-apt,sudo,"
+    "systemd,systemd-sysv,systemd-timesyncd,util-linux"
 )
 # What the inference image is built on where no registry can be asked for the official Python image.
 PYTHON_PACKAGES = "ca-certificates,python3,python3-venv,python3-pip"
@@ -79,11 +80,13 @@ class Lab:
         return [host for host in self.hosts if self.container(host) in names]
 
 
-# --- commands -------------------------------------------------------------------------------------------------------
+# --- commands ------------------------------------------------------------------------------------------------
 
 NameOption = Annotated[str, typer.Option("--name", help="Name of the lab; two labs can run side by side.")]
 InventoryOption = Annotated[Path, typer.Option("--inventory", "-i", help="The lab's inventory folder.")]
-StateOption = Annotated[Path | None, typer.Option("--state", help="Keys, certificates, recordings. [default: .lab/NAME]")]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", help="Keys, certificates, recordings. [default: .lab/NAME]")
+]
 DEFAULT_NAME = "maya1-lab"
 DEFAULT_INVENTORY = PROJECT / "inventories" / "lab"
 
@@ -100,9 +103,13 @@ def open_lab(name: str, inventory: Path, state: Path | None) -> Lab:
 
 @app.command()
 def up(
-    host: Annotated[list[str] | None, typer.Option(help="Host of the inventory to boot; repeatable. [default: the first]")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Host of the inventory to boot; repeatable. [default: the first]")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Boot every host of the inventory.")] = False,
-    provision: Annotated[bool, typer.Option(help="Run playbooks/site.yml and speak; otherwise only boot.")] = True,
+    provision: Annotated[
+        bool, typer.Option(help="Run playbooks/site.yml and speak; otherwise only boot.")
+    ] = True,
     name: NameOption = DEFAULT_NAME,
     inventory: InventoryOption = DEFAULT_INVENTORY,
     state: StateOption = None,
@@ -113,7 +120,9 @@ def up(
     wanted = lab.hosts if every else host or lab.hosts[:1]
     for unknown in set(wanted) - set(lab.hosts):
         raise FleetError(
-            f"Host {unknown!r} is not in {lab.inventory / 'hosts.yml'}.", f"Known hosts: {', '.join(lab.hosts)}.", ExitCode.USAGE
+            f"Host {unknown!r} is not in {lab.inventory / 'hosts.yml'}.",
+            f"Known hosts: {', '.join(lab.hosts)}.",
+            ExitCode.USAGE,
         )
     started = time.monotonic()
     boot(lab, wanted, console)
@@ -129,7 +138,9 @@ def up(
 
 @app.command()
 def down(
-    images: Annotated[bool, typer.Option("--images", help="Also remove the images that labs boot from.")] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="Also remove the images that labs boot from.")
+    ] = False,
     name: NameOption = DEFAULT_NAME,
     inventory: InventoryOption = DEFAULT_INVENTORY,
     state: StateOption = None,
@@ -158,7 +169,9 @@ def down(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             console.print(f"removed {path}")
             removed += 1
-    console.print("Nothing to remove." if not removed else "The lab is gone. Docker and its packages stay installed.")
+    console.print(
+        "Nothing to remove." if not removed else "The lab is gone. Docker and its packages stay installed."
+    )
 
 
 @app.command()
@@ -170,11 +183,13 @@ def status(
     running = lab.running() if engine_answers() else []
     table = Table("host", "state", "IPv4", "IPv6", title=f"lab {lab.name}")
     for host in lab.hosts:
-        table.add_row(host, "running" if host in running else "absent", lab.address(host), lab.address_ipv6(host))
+        table.add_row(
+            host, "running" if host in running else "absent", lab.address(host), lab.address_ipv6(host)
+        )
     Console().print(table)
 
 
-# --- booting --------------------------------------------------------------------------------------------------------
+# --- booting -------------------------------------------------------------------------------------------------
 
 
 def boot(lab: Lab, hosts: Sequence[str], console: Console) -> None:
@@ -209,7 +224,11 @@ def step(console: Console, title: str) -> Iterator[None]:
 def ensure_engine(console: Console) -> None:
     if engine_answers():
         return
-    starter = ["systemctl", "start", "docker"] if Path("/run/systemd/system").exists() else ["service", "docker", "start"]
+    starter = (
+        ["systemctl", "start", "docker"]
+        if Path("/run/systemd/system").exists()
+        else ["service", "docker", "start"]
+    )
     console.print(f"No Docker engine answers: starting Debian's with `{' '.join(starter)}`.")
     run(as_root(starter))
     for _ in range(60):
@@ -217,14 +236,16 @@ def ensure_engine(console: Console) -> None:
             return
         time.sleep(0.5)
     raise FleetError(
-        "The Docker engine did not start within 30 s.", "Read /var/log/docker.log or `journalctl -u docker`.", ExitCode.LAB
+        "The Docker engine did not start within 30 s.",
+        "Read /var/log/docker.log or `journalctl -u docker`.",
+        ExitCode.LAB,
     )
 
 
 def ensure_image(repository: str, packages: str) -> str:
     """Image with the given Debian packages, made by mmdebstrap from the sources this machine itself uses.
 
-    Returns the image's name; its tag is a digest of what goes into it, so a change of packages makes a new one.
+    Returns the image's name; its tag is a digest of what goes into it, so changed packages make a new one.
     """
     suite, sources = apt_sources()
     digest = hashlib.sha256("\n".join([suite, packages, *sources]).encode()).hexdigest()[:12]
@@ -248,9 +269,13 @@ def ensure_image(repository: str, packages: str) -> str:
 
 def apt_sources() -> tuple[str, list[str]]:
     """Codename of this machine's distribution and the one-line apt sources it uses for that distribution."""
-    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    release = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+    )
     suite = release.get("VERSION_CODENAME", "").strip('"')
-    targets = run(["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"])
+    targets = run(
+        ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    )
     wanted = ("main", "universe")
     found = {
         (site, name, component)
@@ -294,8 +319,8 @@ def ensure_keys(lab: Lab) -> None:
 
 def ensure_network(lab: Lab) -> None:
     if not docker("network", "ls", "--quiet", "--filter", f"name=^{lab.name}$"):
-        docker("network", "create", "--label", f"{LABEL}={lab.name}", "--ipv6",
-               "--subnet", f"172.29.{lab.subnet}.0/24", "--subnet", f"fd6d:6179:6131:{lab.subnet:x}::/64", lab.name)  # fmt: skip
+        ranges = ("--subnet", f"172.29.{lab.subnet}.0/24", "--subnet", f"fd6d:6179:6131:{lab.subnet:x}::/64")
+        docker("network", "create", "--label", f"{LABEL}={lab.name}", "--ipv6", *ranges, lab.name)
 
 
 def ensure_container(lab: Lab, host: str, image: str) -> None:
@@ -303,9 +328,9 @@ def ensure_container(lab: Lab, host: str, image: str) -> None:
     state = docker("ps", "--all", "--filter", f"name=^{name}$", "--format", "{{.State}}").strip()
     if not state:
         docker("volume", "create", "--label", f"{LABEL}={lab.name}", volume)
-        # No port is published: only this machine reaches the host, at its own address. systemd needs its cgroups and three
-        # capabilities (SYS_PTRACE for units that hide other processes and use a user namespace); `--privileged` is not
-        # asked for, and fails on machines that lack CAP_SYS_RESOURCE.
+        # No port is published: only this machine reaches the host, at its own address. systemd needs its cgroups
+        # and three capabilities (SYS_PTRACE for units that hide other processes and use a user namespace);
+        # `--privileged` is not asked for, and fails on machines that lack CAP_SYS_RESOURCE.
         docker("run", "--detach", "--name", name, "--hostname", host, "--label", f"{LABEL}={lab.name}",
                "--network", lab.name, "--ip", lab.address(host), "--ip6", lab.address_ipv6(host),
                "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE",
@@ -320,11 +345,13 @@ def ensure_container(lab: Lab, host: str, image: str) -> None:
         if exec_in(lab, host, "systemctl is-system-running || true").strip() in ("running", "degraded"):
             return
         time.sleep(0.5)
-    raise FleetError(f"{host} did not finish booting within 60 s.", f"Look at: docker logs {name}", ExitCode.LAB)
+    raise FleetError(
+        f"{host} did not finish booting within 60 s.", f"Look at: docker logs {name}", ExitCode.LAB
+    )
 
 
 def admit_operator(lab: Lab, host: str) -> None:
-    """What a provider's cloud-init does: an operator with our key and sudo, host keys; and pin the host's key here."""
+    """What a provider's cloud-init does: host keys, an operator with our key and sudo. Then pin the host key."""
     public_key = (lab.state / "ssh" / "id_ed25519.pub").read_text()
     exec_in(
         lab,
@@ -332,7 +359,8 @@ def admit_operator(lab: Lab, host: str) -> None:
         """
         set -e
         # The image's package lists are empty but new, which would pass for up to date.
-        id ops >/dev/null 2>&1 || { useradd --create-home --shell /bin/bash ops; touch -d @0 /var/lib/apt/lists; }
+        id ops >/dev/null 2>&1 || touch -d @0 /var/lib/apt/lists
+        id ops >/dev/null 2>&1 || useradd --create-home --shell /bin/bash ops
         install -d -m 700 -o ops -g ops /home/ops/.ssh
         install -m 600 -o ops -g ops /dev/stdin /home/ops/.ssh/authorized_keys
         echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops
@@ -357,8 +385,8 @@ def write_inventory(lab: Lab, base_image: str, archive: Path) -> None:
     """lab.yml beside hosts.yml: addresses and keys of the hosts, and what this machine's network needs."""
     variables: dict[str, Any] = {
         "ansible_user": "ops",
-        "ansible_ssh_private_key_file": str(lab.state / "ssh" / "id_ed25519"),
-        "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab.state / 'ssh' / 'known_hosts'} -o IdentitiesOnly=yes",
+        "ansible_ssh_private_key_file": f"{lab.state}/ssh/id_ed25519",
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={lab.state}/ssh/known_hosts -o IdentitiesOnly=yes",
         "lab_state": str(lab.state),
         "lab_base_image": base_image,
         "lab_base_image_archive": str(archive),
@@ -372,7 +400,9 @@ def write_inventory(lab: Lab, base_image: str, archive: Path) -> None:
         }
         for host in lab.hosts
     }
-    text = "---\n# Written by `mayafleet lab up`; do not edit.\n" + yaml.safe_dump({"all": {"vars": variables, "hosts": hosts}})
+    text = "---\n# Written by `mayafleet lab up`; do not edit.\n" + yaml.safe_dump(
+        {"all": {"vars": variables, "hosts": hosts}}
+    )
     (lab.inventory / "lab.yml").write_text(text)
 
 
@@ -385,7 +415,10 @@ def machine_settings() -> dict[str, Any]:
     }
     environment = {v: os.environ.get(v) or os.environ.get(v.upper()) for v in PROXY_VARIABLES}
     settings["base_proxy_environment"] = {k: v for k, v in environment.items() if v}
-    index = os.environ.get("PIP_INDEX_URL") or run(["pip3", "config", "get", "global.index-url"], check=False).strip()
+    index = (
+        os.environ.get("PIP_INDEX_URL")
+        or run(["pip3", "config", "get", "global.index-url"], check=False).strip()
+    )
     if index.startswith("http"):
         settings["base_pip_index_url"] = index
     apt_proxy = run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"]).strip()
@@ -395,25 +428,34 @@ def machine_settings() -> dict[str, Any]:
 
 
 def extra_authorities() -> list[Path]:
-    """Certificates that an administrator added to this machine, by the distribution's folder or by a variable."""
+    """Certificates that an administrator added to this machine, in the distribution's folder or by variable."""
     added = sorted(LOCAL_AUTHORITIES.rglob("*.crt"))
     named = {Path(value) for variable in CA_VARIABLES if (value := os.environ.get(variable))}
     system = Path("/etc/ssl/certs")
     return added + sorted(path for path in named if path.is_file() and system not in path.resolve().parents)
 
 
-# --- the end of `lab up` --------------------------------------------------------------------------------------------
+# --- the end of `lab up` -------------------------------------------------------------------------------------
 
 
 def speak(lab: Lab, host: str, console: Console) -> speech.Spoken:
     with step(console, "speak"):
         return speech.say(
-            SENTENCE, speech.connection(lab.inventory, host), lab.state / "speech.wav", audio_format="wav", stream=True
+            SENTENCE,
+            speech.connection(lab.inventory, host),
+            lab.state / "speech.wav",
+            audio_format="wav",
+            stream=True,
         )
 
 
 def summary(
-    lab: Lab, hosts: Sequence[str], result: runner.RunResult, spoken: speech.Spoken, seconds: float, console: Console
+    lab: Lab,
+    hosts: Sequence[str],
+    result: runner.RunResult,
+    spoken: speech.Spoken,
+    seconds: float,
+    console: Console,
 ) -> None:
     table = Table(title=f"lab {lab.name} is up ({seconds:.0f} s)", show_header=False, min_width=60)
     for host in hosts:
@@ -425,18 +467,18 @@ def summary(
     table.add_row("RTF", f"{spoken.rtf:.3f}")
     table.add_row("audio", f"{spoken.duration:.2f} s in {spoken.path}")
     console.print(table)
-    inventory = os.path.relpath(lab.inventory)
+    inventory, ssh = os.path.relpath(lab.inventory), os.path.relpath(lab.state / "ssh")
     console.print(
         "Next:\n"
         f"  mayafleet say 'Good morning from the lab.' -i {inventory} --host {hosts[0]} -o hello.wav\n"
         f"  mayafleet verify -i {inventory} --limit {','.join(hosts)}\n"
-        f"  ssh -i {lab.state}/ssh/id_ed25519 -o UserKnownHostsFile={lab.state}/ssh/known_hosts ops@{lab.address(hosts[0])}\n"
+        f"  ssh -i {ssh}/id_ed25519 -o UserKnownHostsFile={ssh}/known_hosts ops@{lab.address(hosts[0])}\n"
         "  make lab-down",
         soft_wrap=True,
     )
 
 
-# --- running programs -----------------------------------------------------------------------------------------------
+# --- running programs ----------------------------------------------------------------------------------------
 
 
 def run(command: Sequence[str], *, stdin: str | None = None, check: bool = True) -> str:
@@ -444,10 +486,14 @@ def run(command: Sequence[str], *, stdin: str | None = None, check: bool = True)
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise FleetError(f"The program {command[0]} is missing.", "Run `make lab`, which installs it.", ExitCode.LAB) from None
+        raise FleetError(
+            f"The program {command[0]} is missing.", "Run `make lab`, which installs it.", ExitCode.LAB
+        ) from None
     if check and done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise FleetError(f"`{' '.join(command[:4])}` failed: {lines[-1]}", "Mend that and run again.", ExitCode.LAB)
+        raise FleetError(
+            f"`{' '.join(command[:4])}` failed: {lines[-1]}", "Mend that and run again.", ExitCode.LAB
+        )
     return done.stdout
 
 
@@ -467,7 +513,9 @@ def docker(*arguments: str, stdin: Any = None) -> str:
         return run(command, stdin=stdin)
     done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise FleetError(f"`docker {arguments[0]}` failed: {done.stderr.strip()}", "Mend that and run again.", ExitCode.LAB)
+        raise FleetError(
+            f"`docker {arguments[0]}` failed: {done.stderr.strip()}", "Mend that and run again.", ExitCode.LAB
+        )
     return done.stdout
 
 
