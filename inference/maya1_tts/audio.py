@@ -45,6 +45,31 @@ def finish_segment(samples: FloatArray, rate: int, pause: float) -> FloatArray:
     return np.concatenate([out, np.zeros(round(pause * rate), dtype=np.float32)])
 
 
+def hasten(samples: FloatArray, rate: int, speed: float) -> FloatArray:
+    """Speech made `speed` (> 1) times faster at the same pitch: exactly len / speed samples.
+
+    Waveform-similarity overlap-add: windows of 30 ms are taken at a distance `speed` times the one at which
+    they are laid down, each moved by up to 10 ms to where it continues the one before best.
+    Source: Verhelst and Roelands, ICASSP 1993.
+    """
+    hop = int(rate * 0.015)
+    reach = int(rate * 0.010)
+    window = np.hanning(2 * hop + 1)[:-1].astype(np.float32)  # two of them, one hop apart, add up to 1
+    length = round(len(samples) / speed)
+    padded = np.concatenate([np.zeros(hop + reach), samples, np.zeros(4 * hop + 2 * reach)]).astype(
+        np.float32
+    )
+    out = np.zeros(length + 4 * hop, dtype=np.float32)
+    place = reach
+    for step in range(length // hop + 2):
+        out[step * hop : (step + 2) * hop] += window * padded[place : place + 2 * hop]
+        continuation = padded[place + hop : place + 3 * hop]
+        nominal = min(reach + round((step + 1) * hop * speed), len(padded) - 3 * hop - reach)
+        similar = np.correlate(padded[nominal - reach : nominal + reach + 2 * hop], continuation)
+        place = nominal - reach + int(np.argmax(similar))
+    return out[hop : hop + length]
+
+
 def to_int16(samples: FloatArray) -> IntArray:
     """Full scale 1.0 becomes 32767; what lies beyond is clipped, never wrapped."""
     scaled: IntArray = np.rint(np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16)

@@ -45,7 +45,9 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
         time.sleep(0.02)
 
 
-def token(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any) -> str:
+def token(
+    key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any
+) -> str:
     body: dict[str, Any] = {"exp": time.time() + 600, "iss": ISSUER, "aud": AUDIENCE} | claims
     body = {name: value for name, value in body.items() if value is not None}
     return jwt.encode(body, key, algorithm=algorithm, headers=headers)
@@ -86,7 +88,9 @@ class Service:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "maya1_tts", "serve"], env=self.environment, stdout=log, stderr=log
             )
-        self.http = httpx.Client(base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {token()}"})
+        self.http = httpx.Client(
+            base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {token()}"}
+        )
 
     @property
     def log(self) -> str:
@@ -111,7 +115,11 @@ class Service:
         return self.http.post("/v1/audio/speech", json=body)
 
     def metric(self, name: str, **labels: str) -> float:
-        wanted = "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}" if labels else ""
+        wanted = (
+            "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
+            if labels
+            else ""
+        )
         for line in self.http.get("/metrics").text.splitlines():
             sample, _, value = line.rpartition(" ")
             if sample == f"maya1_tts_{name}{wanted}":

@@ -20,7 +20,9 @@ def test_every_format_is_as_long_as_its_pcm(service: Service, format: str) -> No
     expected = len(pcm.content) // 2
     samples, rate = by_libsndfile(answer.content, format)
     assert abs(len(samples) * 22050 / rate - expected) <= FRAME[format] + 1
-    assert abs(len(by_ffmpeg(answer.content, format)) - expected) <= FRAME[format] + (32 if format == "opus" else 0)
+    assert abs(len(by_ffmpeg(answer.content, format)) - expected) <= FRAME[format] + (
+        32 if format == "opus" else 0
+    )
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert float(answer.headers["x-audio-duration-seconds"]) == pytest.approx(expected / 22050, abs=0.001)
 
@@ -58,19 +60,28 @@ def test_a_stream_has_the_samples_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_speed_changes_the_duration(service: Service) -> None:
-    normal, slow, fast = (len(service.speak(speed=speed).content) for speed in (1, 0.5, 2.0))
-    assert slow / normal == pytest.approx(2, rel=0.15)
-    assert fast / normal == pytest.approx(0.5, rel=0.15)
+    normal = len(service.speak(LONG).content)
+    for speed in (0.5, 1.5, 4.0):
+        assert len(service.speak(LONG, speed=speed).content) * speed / normal == pytest.approx(1, rel=0.15)
 
 
 def test_openai_client(service: Service, tmp_path: Path) -> None:
     client = openai.OpenAI(base_url=f"{service.url}/v1", api_key=token(), max_retries=0)
-    speech = client.audio.speech.create(model="tts-1", voice="joe", input=TEXT, response_format="wav", speed=1.1)
+    speech = client.audio.speech.create(
+        model="tts-1", voice="joe", input=TEXT, response_format="wav", speed=1.1
+    )
     assert speech.content[:4] == b"RIFF"
-    with client.audio.speech.with_streaming_response.create(model="gpt-4o-mini-tts", voice="joe", input=TEXT) as stream:
+    with client.audio.speech.with_streaming_response.create(
+        model="gpt-4o-mini-tts", voice="joe", input=TEXT
+    ) as stream:
         stream.stream_to_file(tmp_path / "speech.mp3")
     assert len(by_ffmpeg((tmp_path / "speech.mp3").read_bytes(), "mp3")) > 22050
-    assert {model.id for model in client.models.list()} == {"onnx_voice", "tts-1", "tts-1-hd", "gpt-4o-mini-tts"}
+    assert {model.id for model in client.models.list()} == {
+        "onnx_voice",
+        "tts-1",
+        "tts-1-hd",
+        "gpt-4o-mini-tts",
+    }
     assert client.models.retrieve("tts-1").id == "tts-1"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("maya1")
@@ -135,7 +146,9 @@ def name_of(case: object) -> str | None:
 
 
 @pytest.mark.parametrize(("change", "status", "code", "param"), REFUSED, ids=name_of)
-def test_wrong_fields(service: Service, change: dict[str, object], status: int, code: str, param: str | None) -> None:
+def test_wrong_fields(
+    service: Service, change: dict[str, object], status: int, code: str, param: str | None
+) -> None:
     body = {name: value for name, value in (GOOD | change).items() if value is not DROP}
     answer = service.http.post(
         "/v1/audio/speech", content=json.dumps(body), headers={"Content-Type": "application/json"}
@@ -156,7 +169,17 @@ def expect_error(answer: object, status: int, code: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[1]", b"null", b'"text"', b"\xff\xfe{}", b"[" * 30000, b'{"speed": ' + b"9" * 5000 + b"}", b"{'a': 1}"],
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe{}",
+        b"[" * 30000,
+        b'{"speed": ' + b"9" * 5000 + b"}",
+        b"{'a': 1}",
+    ],
     ids=lambda body: repr(body[:12]),
 )
 def test_bodies_that_are_no_json_object(service: Service, body: bytes) -> None:

@@ -33,7 +33,19 @@ def by_libsndfile(data: bytes, format: str) -> tuple[NDArray[np.float32], int]:
 def by_ffmpeg(data: bytes, format: str) -> NDArray[np.int16]:
     """What ffmpeg decodes, at RATE."""
     source = ["-f", "s16le", "-ar", str(RATE), "-ac", "1"] if format == "pcm" else []
-    command = [program("ffmpeg"), "-v", "error", *source, "-i", "pipe:0", "-f", "s16le", "-ar", str(RATE), "-"]
+    command = [
+        program("ffmpeg"),
+        "-v",
+        "error",
+        *source,
+        "-i",
+        "pipe:0",
+        "-f",
+        "s16le",
+        "-ar",
+        str(RATE),
+        "-",
+    ]
     result = subprocess.run(command, input=data, capture_output=True, check=True)
     assert result.stderr == b""
     return np.frombuffer(result.stdout, "<i2")
@@ -45,7 +57,9 @@ def test_a_file_decodes_to_its_own_length(format: Format) -> None:
     samples, rate = by_libsndfile(complete, format)
     assert abs(len(samples) * RATE / rate - len(TONE)) <= FRAME[format] + 1
     # libswresample keeps a few samples back when it changes the rate of opus.
-    assert abs(len(by_ffmpeg(complete, format)) - len(TONE)) <= FRAME[format] + (32 if format == "opus" else 0)
+    assert abs(len(by_ffmpeg(complete, format)) - len(TONE)) <= FRAME[format] + (
+        32 if format == "opus" else 0
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -89,4 +103,10 @@ def test_segments_end_in_silence_and_keep_their_length() -> None:
 
 
 def test_full_scale_never_wraps() -> None:
-    assert to_int16(np.array([-2, -1, 0, 1, 2], dtype=np.float32)).tolist() == [-32767, -32767, 0, 32767, 32767]
+    assert to_int16(np.array([-2, -1, 0, 1, 2], dtype=np.float32)).tolist() == [
+        -32767,
+        -32767,
+        0,
+        32767,
+        32767,
+    ]

@@ -66,5 +66,5 @@ def test_long_text_is_cut_at_clauses_then_spaces_then_anywhere() -> None:
 
     assert split_long("one two three, four five", fits) == ["one two", "three,", "four five"]
     assert split_long("a" * 30, fits) == ["aaaaaaa", "aaaaaaaa", "aaaaaaa", "aaaaaaaa"]
-    words = "many words without any punctuation at all".split()
+    words = ["many", "words", "without", "any", "punctuation", "at", "all"]
     assert " ".join(split_long(" ".join(words), fits)).split() == words

@@ -1,0 +1,188 @@
+"""Tokens: who gets in, who does not, and with which code."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from conftest import AUDIENCE, ISSUER, SECRET, Service, token
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from maya1_tts.auth import Authenticator
+from maya1_tts.config import Settings
+from maya1_tts.errors import ApiError, ConfigError
+
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+ED = ed25519.Ed25519PrivateKey.generate()
+EC = ec.generate_private_key(ec.SECP256R1())
+PRIVATE = {"RS256": RSA, "EdDSA": ED, "ES256": EC}
+OTHER_ED = ed25519.Ed25519PrivateKey.generate()
+
+
+def jwk(algorithm: str, private: Any, kid: str | None = None) -> dict[str, Any]:
+    made = jwt.get_algorithm_by_name(algorithm).to_jwk(private.public_key(), as_dict=True)
+    return dict(made) | ({"kid": kid} if kid else {})
+
+
+def write_jwks(path: Path, *keys: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"keys": keys}))
+    return path
+
+
+@pytest.fixture
+def jwks(tmp_path: Path) -> Path:
+    return write_jwks(tmp_path / "jwks.json", *(jwk(name, key, f"k-{name}") for name, key in PRIVATE.items()))
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_bytes(SECRET)
+    return path
+
+
+def authenticator(**files: Path | None) -> Authenticator:
+    return Authenticator(Settings(jwt_issuer=ISSUER, jwt_audience=AUDIENCE, **files))
+
+
+def code(auth: Authenticator, header: str | None) -> str | None:
+    """The error code, or None for a token that is let in."""
+    try:
+        auth.check(header)
+    except ApiError as error:
+        assert error.status == 401
+        assert error.headers["WWW-Authenticate"].startswith("Bearer")
+        return error.code
+    return None
+
+
+def unsigned(header: dict[str, Any], signature: bytes = b"") -> str:
+    def part(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    claims = {"exp": time.time() + 600, "iss": ISSUER, "aud": AUDIENCE}
+    return ".".join([part(json.dumps(header).encode()), part(json.dumps(claims).encode()), part(signature)])
+
+
+def tampered() -> str:
+    head, body, signature = token().split(".")
+    claims = json.loads(base64.urlsafe_b64decode(body + "=="))
+    forged = base64.urlsafe_b64encode(json.dumps(claims | {"sub": "admin"}).encode()).rstrip(b"=").decode()
+    return f"{head}.{forged}.{signature}"
+
+
+def test_shared_secret(secret: Path) -> None:
+    auth = authenticator(jwt_secret_file=secret)
+    now = time.time()
+    expected = {
+        f"Bearer {token()}": None,
+        f"bearer {token()}": None,
+        f"Bearer {token(aud=['other', AUDIENCE])}": None,
+        f"Bearer {token(exp=now - 3)}": None,  # within the leeway
+        f"Bearer {token(exp=now - 60)}": "token_expired",
+        f"Bearer {token(exp=None)}": "invalid_token",
+        f"Bearer {token(exp='soon')}": "invalid_token",
+        f"Bearer {token(nbf=now + 60)}": "token_not_yet_valid",
+        f"Bearer {token(aud='other')}": "invalid_audience",
+        f"Bearer {token(aud=None)}": "invalid_audience",
+        f"Bearer {token(iss='https://other')}": "invalid_issuer",
+        f"Bearer {token(iss=None)}": "invalid_issuer",
+        f"Bearer {token(b'another secret of more than 32 bytes')}": "invalid_signature",
+        f"Bearer {tampered()}": "invalid_signature",
+        f"Bearer {unsigned({'alg': 'none'})}": "invalid_algorithm",
+        f"Bearer {unsigned({'alg': 'None'})}": "invalid_algorithm",
+        f"Bearer {unsigned({'alg': ['HS256']})}": "invalid_algorithm",
+        f"Bearer {unsigned({'alg': 'HS256'})}": "invalid_signature",
+        f"Bearer {token(algorithm='HS512', key=SECRET * 2)}": "invalid_algorithm",
+        f"Bearer {token(RSA, 'RS256')}": "invalid_algorithm",
+        f"Bearer {token(ED, 'EdDSA')}": "invalid_algorithm",
+        "Bearer not.a.token": "invalid_token",
+        "Bearer é": "invalid_token",
+        "Bearer ": "missing_token",
+        "Basic dXNlcjpwYXNz": "missing_token",
+        "": "missing_token",
+    }
+    assert {header: code(auth, header) for header in expected} == expected
+    assert code(auth, None) == "missing_token"
+
+
+def test_public_keys(jwks: Path) -> None:
+    auth = authenticator(jwks_file=jwks)
+    for algorithm, private in PRIVATE.items():
+        named = token(private, algorithm, headers={"kid": f"k-{algorithm}"})
+        assert code(auth, f"Bearer {named}") is None, algorithm
+        assert code(auth, f"Bearer {token(private, algorithm)}") is None, algorithm
+        unknown = token(private, algorithm, headers={"kid": "unknown"})
+        assert code(auth, f"Bearer {unknown}") == "invalid_signature"
+        assert code(auth, f"Bearer {token(private, algorithm, exp=1)}") == "token_expired"
+    assert code(auth, f"Bearer {token(OTHER_ED, 'EdDSA')}") == "invalid_signature"
+    assert code(auth, f"Bearer {token()}") == "invalid_algorithm"
+
+
+def test_a_public_key_is_never_taken_for_a_secret(jwks: Path, secret: Path) -> None:
+    pem = RSA.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    unsigned_token = unsigned({"alg": "HS256", "kid": "k-RS256"}).rpartition(".")[0]
+    signature = base64.urlsafe_b64encode(hmac.digest(pem, unsigned_token.encode(), hashlib.sha256)).rstrip(
+        b"="
+    )
+    forged = f"{unsigned_token}.{signature.decode()}"
+    assert code(authenticator(jwks_file=jwks), f"Bearer {forged}") == "invalid_algorithm"
+    assert (
+        code(authenticator(jwks_file=jwks, jwt_secret_file=secret), f"Bearer {forged}") == "invalid_signature"
+    )
+
+
+def test_both_kinds_of_key_together(jwks: Path, secret: Path) -> None:
+    auth = authenticator(jwks_file=jwks, jwt_secret_file=secret)
+    assert code(auth, f"Bearer {token()}") is None
+    assert code(auth, f"Bearer {token(ED, 'EdDSA')}") is None
+
+
+def test_changed_files_are_read_again_and_broken_ones_are_not(tmp_path: Path, jwks: Path) -> None:
+    auth = authenticator(jwks_file=jwks)
+    new = f"Bearer {token(OTHER_ED, 'EdDSA')}"
+    assert code(auth, new) == "invalid_signature"
+    write_jwks(tmp_path / "new.json", jwk("EdDSA", OTHER_ED)).replace(jwks)
+    assert code(auth, new) is None
+    jwks.write_text("broken")
+    assert code(auth, new) is None
+    jwks.unlink()
+    assert code(auth, new) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("nonsense", "is not a JWKS file"),
+        ("[]", "is not a JWKS file"),
+        ('{"keys": []}', "holds no keys"),
+        ('{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}', "allowed: public RSA"),
+        ('{"keys": [{"kty": "EC", "crv": "P-521"}]}', "allowed: public RSA"),
+        (json.dumps({"keys": [jwk("RS256", RSA) | {"alg": "HS256"}]}), "allowed: public RSA"),
+    ],
+)
+def test_useless_jwks_files_stop_the_start(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        authenticator(jwks_file=path)
+
+
+def test_over_http(service: Service) -> None:
+    for path in ("/v1/models", "/v1/models/tts-1", "/v1/audio/voices"):
+        answer = service.http.get(path, headers={"Authorization": f"Bearer {token(exp=1)}"})
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "token_expired"
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert service.http.get(path).status_code == 200
+    answer = service.http.post("/v1/audio/speech", headers={"Authorization": ""}, content=b"{")
+    assert answer.json()["error"]["code"] == "missing_token"  # before the body is even looked at
+    assert service.metric("auth_failures_total", code="token_expired") >= 3
