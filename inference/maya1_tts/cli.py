@@ -4,15 +4,18 @@ import argparse
 import http.client
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from maya1_tts.config import Settings, load_settings
-from maya1_tts.engine import Engine
 from maya1_tts.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maya1_tts.engine import Engine
 
 log = logging.getLogger(__name__)
 
 
-def load_engine(settings: Settings) -> Engine:
+def load_engine(settings: Settings) -> "Engine":
     """The engine that MAYA1_TTS_ENGINE names. Raises ConfigError when it cannot be loaded."""
     from maya1_tts.onnx_voice import OnnxVoiceEngine
 
