@@ -1,4 +1,4 @@
-"""The real service as a subprocess, a real Redis, real tokens. Nothing here waits for a time, only for a state."""
+"""The real service as a subprocess, a real Redis, real tokens. Nothing waits for a time, only for a state."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """The limit only keeps a broken test from hanging; no test passes or fails by how long something takes."""
+    """The limit only keeps a broken test from hanging; none passes or fails by how long something takes."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -55,10 +55,12 @@ def code(auth: Authenticator, header: str | None) -> str | None:
     try:
         auth.check(header)
     except ApiError as error:
-        assert error.status == 401
-        assert error.headers["WWW-Authenticate"].startswith("Bearer")
-        return error.code
-    return None
+        refusal = error
+    else:
+        return None
+    assert refusal.status == 401
+    assert refusal.headers["WWW-Authenticate"].startswith("Bearer")
+    return refusal.code
 
 
 def unsigned(header: dict[str, Any], signature: bytes = b"") -> str:

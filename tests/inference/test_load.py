@@ -1,10 +1,10 @@
-"""Under way, under load, starting and stopping. A gate in the engine decides when things happen, not a clock."""
+"""Under way, under load, starting, stopping. A gate in the engine decides when things happen, not a clock."""
 
 import asyncio
 import json
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -20,12 +20,12 @@ from maya1_tts.server import Server
 
 
 class Gate:
-    """An engine whose every segment takes one permit. It shows that the service needs no more than the protocol."""
+    """An engine whose every segment takes one permit. The service needs no more than the protocol of it."""
 
     name = "gate"
-    voices = {"tone": Voice("tone", "Tone", "en", 8000, "1")}
 
     def __init__(self) -> None:
+        self.voices: Mapping[str, Voice] = {"tone": Voice("tone", "Tone", "en", 8000, "1")}
         self.permits = threading.Semaphore(0)
         self.spoken: list[str] = []
 

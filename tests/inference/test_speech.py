@@ -66,28 +66,9 @@ def test_a_recogniser_understands_it(engine: OnnxVoiceEngine, speed: float) -> N
 
 
 def test_a_recogniser_hears_what_normalisation_wrote_out(engine: OnnxVoiceEngine) -> None:
-    words = heard(np.concatenate(speak(engine, "The meeting is on 2025-11-24 at 10:30pm.")))
-    assert (
-        word_errors(
-            [
-                "the",
-                "meeting",
-                "is",
-                "on",
-                "november",
-                "twenty",
-                "fourth",
-                "twenty",
-                "twenty",
-                "five",
-                "at",
-                "ten",
-                "thirty",
-            ],
-            words,
-        )
-        <= 5
-    )
+    words = heard(np.concatenate(speak(engine, "We meet on Monday at 10:30 with 25 people.")))
+    expected = ["we", "meet", "on", "monday", "at", "ten", "thirty", "with", "twenty", "five", "people"]
+    assert word_errors(expected, words) <= 2, words
 
 
 def test_the_same_text_gives_the_same_samples(engine: OnnxVoiceEngine) -> None:
@@ -132,7 +113,7 @@ def test_no_network_is_needed() -> None:
     )
     isolate = ["unshare", "--user", "--map-root-user", "--net"]
     if subprocess.run([*isolate, "true"], capture_output=True).returncode != 0:
-        isolate = []  # namespaces are forbidden here; what is left is that no library is allowed to ask its hub
+        isolate = []  # no namespaces here: what is left is that no library may ask its hub
     environment = service_environment() | {"HF_HUB_OFFLINE": "1", "HOME": "/nonexistent"}
     result = subprocess.run(
         [*isolate, sys.executable, "-c", code], env=environment, capture_output=True, text=True
