@@ -94,7 +94,7 @@ class Service:
                 )
             self.metrics.engine.info({"engine": engine.name, "voices": str(len(engine.voices))})
             voice = self.settings.default_voice
-            for segment in engine.segments("Ready to speak.", voice):
+            for segment in engine.segments("Ready to speak.", voice, 1.0):
                 async for _ in engine.stream(segment, voice, 1.0):
                     pass
             self._studio = Studio(self.settings, engine, self.cache, self.metrics)

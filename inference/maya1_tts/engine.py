@@ -32,8 +32,8 @@ class Engine(Protocol):
     name: str
     voices: Mapping[str, Voice]
 
-    def segments(self, text: str, voice: str) -> list[Segment]:
-        """Normalise the text and cut it into segments. Runs in a worker thread.
+    def segments(self, text: str, voice: str, speed: float) -> list[Segment]:
+        """Normalise the text and cut it into segments that suit this speed. Runs in a worker thread.
 
         Raises ApiError when nothing in the text can be spoken.
         """

@@ -29,8 +29,9 @@ from maya1_tts.errors import ApiError, ConfigError, shown
 from maya1_tts.normalize import clean, paragraphs, split_long, spoken_english
 
 JOE_SHA256 = "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06"
-# 270 IPA symbols are about 14 s of speech; memory and the wait for the first sound grow with the segment.
-MAX_PHONEMES = 270
+# 200 IPA symbols are about 10 s of speech at normal speed. Memory (about 200 MB for 10 s) and the wait for the
+# first sound grow with the length of a segment, so slow speech gets shorter ones.
+MAX_PHONEMES = 200
 PAUSE_SENTENCE, PAUSE_PARAGRAPH, PAUSE_CUT = 0.15, 0.45, 0.02  # seconds, on top of the voice's own silence
 NOISE_SAMPLES = 1_048_573  # prime, so that a table that is read around never falls into step with the frames
 
@@ -180,9 +181,10 @@ class PiperVoice:
     def normalize(self, text: str) -> str:
         return spoken_english(clean(text)) if self.english else clean(text)
 
-    def fits(self, text: str) -> bool:
+    def fits(self, text: str, speed: float) -> bool:
         """Whether one segment can hold the text. A letter is about one phoneme: long texts fail fast."""
-        return len(text) <= MAX_PHONEMES and len(self.phonemize(text)) <= MAX_PHONEMES
+        limit = MAX_PHONEMES * min(speed, 1.0)
+        return len(text) <= limit and len(self.phonemize(text)) <= limit
 
     def speak(self, ipa: str, speed: float) -> FloatArray:
         """IPA to mono float32 samples, not yet limited in level. speed: 2.0 is twice as fast.
@@ -236,12 +238,12 @@ class OnnxVoiceEngine:
         }
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="onnx_voice")
 
-    def segments(self, text: str, voice: str) -> list[Segment]:
+    def segments(self, text: str, voice: str, speed: float) -> list[Segment]:
         piper = self._loaded[voice]
         segments: list[Segment] = []
         for sentences in paragraphs(piper.normalize(text)):
             for sentence in sentences:
-                pieces = split_long(sentence, piper.fits)
+                pieces = split_long(sentence, lambda piece: piper.fits(piece, speed))
                 spoken = [piece for piece in pieces if re.search(r"\w", piper.phonemize(piece))]
                 segments += [Segment(piece, PAUSE_CUT) for piece in spoken[:-1]]
                 segments += [Segment(piece, PAUSE_SENTENCE) for piece in spoken[-1:]]

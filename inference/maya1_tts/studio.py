@@ -188,7 +188,7 @@ class Studio:
         self._admitted += 1
         try:
             order = speech.order
-            segments = await asyncio.to_thread(self._engine.segments, order.text, order.voice.id)
+            segments = await asyncio.to_thread(self._engine.segments, order.text, order.voice.id, order.speed)
             file = encoder(order.format, order.voice.sample_rate)
             for segment in segments:
                 async with self._worker(speech):

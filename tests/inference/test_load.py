@@ -29,7 +29,7 @@ class Gate:
         self.permits = threading.Semaphore(0)
         self.spoken: list[str] = []
 
-    def segments(self, text: str, voice: str) -> list[Segment]:
+    def segments(self, text: str, voice: str, speed: float) -> list[Segment]:
         return [Segment(word, 0.0) for word in text.split()]
 
     async def stream(self, segment: Segment, voice: str, speed: float) -> AsyncIterator[FloatArray]:

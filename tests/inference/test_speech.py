@@ -33,7 +33,7 @@ def speak(engine: OnnxVoiceEngine, text: str, voice: str = "joe", speed: float =
     """One block of samples for each segment."""
 
     async def run() -> list[FloatArray]:
-        segments = engine.segments(text, voice)
+        segments = engine.segments(text, voice, speed)
         return [block for segment in segments async for block in engine.stream(segment, voice, speed)]
 
     return asyncio.run(run())
@@ -96,12 +96,14 @@ def test_joins_do_not_click_and_lose_nothing(engine: OnnxVoiceEngine) -> None:
 
 def test_long_sentences_are_cut_to_what_the_voice_can_hold(engine: OnnxVoiceEngine) -> None:
     text = "and then we went on walking through the wide and windy hills " * 40
-    segments = engine.segments(text, "joe")
+    segments = engine.segments(text, "joe", 1.0)
     assert " ".join(segment.text for segment in segments).split() == text.split()
     piper = engine._loaded["joe"]
     assert all(len(piper.phonemize(segment.text)) <= MAX_PHONEMES for segment in segments)
+    for slow in engine.segments(text, "joe", 0.25):
+        assert len(piper.phonemize(slow.text)) <= MAX_PHONEMES * 0.25
     for shout in ("WWW" * 300, "x" * 4096, "¡" * 4000 + "a"):
-        assert all(len(piper.phonemize(s.text)) <= MAX_PHONEMES for s in engine.segments(shout, "joe"))
+        assert all(len(piper.phonemize(s.text)) <= MAX_PHONEMES for s in engine.segments(shout, "joe", 1.0))
 
 
 def test_no_network_is_needed() -> None:
@@ -109,7 +111,8 @@ def test_no_network_is_needed() -> None:
     code = (
         "from pathlib import Path; from maya1_tts.onnx_voice import OnnxVoiceEngine\n"
         "engine = OnnxVoiceEngine(Path('/nonexistent'), 1, 1)\n"
-        "print(sum(len(engine._speak(part, 'joe', 1.0)) for part in engine.segments('No network.', 'joe')))"
+        "parts = engine.segments('No network.', 'joe', 1.0)\n"
+        "print(sum(len(engine._speak(part, 'joe', 1.0)) for part in parts))"
     )
     isolate = ["unshare", "--user", "--map-root-user", "--net"]
     if subprocess.run([*isolate, "true"], capture_output=True).returncode != 0:
@@ -179,6 +182,6 @@ def test_voices_that_cannot_speak_are_refused_by_name(
 
 
 def test_paragraphs_pause_longer_than_sentences(engine: OnnxVoiceEngine) -> None:
-    pauses = [segment.pause for segment in engine.segments(STORY, "joe")]
+    pauses = [segment.pause for segment in engine.segments(STORY, "joe", 1.0)]
     assert pauses[-1] == 0
     assert pauses[2] > pauses[0] == pauses[1]
