@@ -1,4 +1,4 @@
-"""What the tests of every scenario share. They run on the operator's machine, beside the host, as a stranger to it would."""
+"""What the tests of all scenarios share. They run on the operator's machine, outside the host, as clients do."""
 
 from __future__ import annotations
 
@@ -53,13 +53,21 @@ def converge() -> Converge:
     """Run the scenario's converge.yml again, with other variables, and hand back how it went."""
 
     def run(check: bool = False, **variables: Any) -> subprocess.CompletedProcess[str]:
-        inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+        inventory = str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)
+        command = [
+            "ansible-playbook",
+            "--inventory",
+            inventory,
+            "--extra-vars",
+            json.dumps(variables),
+            "converge.yml",
+        ]
         return subprocess.run(
-            ["ansible-playbook", "--inventory", inventory, "--extra-vars", json.dumps(variables), *["--check"] * check, "converge.yml"],
+            [*command, "--check"] if check else command,
             cwd=os.environ["MOLECULE_SCENARIO_DIRECTORY"],
             capture_output=True,
             text=True,
             check=False,
-        )  # fmt: skip
+        )
 
     return run

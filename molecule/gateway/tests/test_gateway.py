@@ -1,0 +1,184 @@
+"""What a client meets: modern TLS alone, clear answers in JSON, bounds, and audio as it is spoken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import Converge
+from testinfra.host import Host
+
+Ask = Callable[..., requests.Response]
+
+
+@pytest.fixture
+def ask(address: str, lab_state: Path) -> Iterator[Ask]:
+    """Send a request to the gateway, as a client that trusts the lab's authority."""
+    with requests.Session() as session:
+        session.verify = str(lab_state / "authority" / "ca.pem")
+
+        def send(path: str, method: str = "GET", scheme: str = "https", **options: Any) -> requests.Response:
+            return session.request(
+                method, f"{scheme}://{address}{path}", allow_redirects=False, timeout=10, **options
+            )
+
+        yield send
+
+
+@pytest.fixture
+def no_upstream(host: Host) -> Iterator[None]:
+    host.check_output("systemctl stop upstream")
+    yield
+    host.check_output(
+        "systemctl reset-failed upstream 2>/dev/null; systemd-run --unit upstream /opt/upstream.py"
+    )
+    host.check_output(
+        "timeout 10 sh -c 'until curl -s -o /dev/null http://127.0.0.1:8000/; do sleep 0.2; done'"
+    )
+
+
+def code(answer: requests.Response) -> str:
+    """The code of an error, as OpenAI's clients find it."""
+    assert answer.headers["Content-Type"] == "application/json"
+    assert "max-age=63072000" in answer.headers["Strict-Transport-Security"]
+    error = answer.json()["error"]
+    assert error["message"]
+    assert error["type"]
+    return str(error["code"])
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"), [("tls1", False), ("tls1_1", False), ("tls1_2", True), ("tls1_3", True)]
+)
+def test_tls_versions(address: str, lab_state: Path, version: str, accepted: bool) -> None:
+    # Security level 0, so that the client itself would speak the old versions.
+    client = subprocess.run(
+        ["openssl", "s_client", f"-{version}", "-cipher", "ALL:@SECLEVEL=0", "-connect", f"{address}:443",
+         "-CAfile", lab_state / "authority" / "ca.pem", "-verify_return_error", "-verify_ip", address],
+        input="", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (client.returncode == 0) is accepted
+    if not accepted:
+        assert "alert protocol version" in client.stderr
+
+
+def test_no_weak_cipher(address: str) -> None:
+    client = subprocess.run(
+        ["openssl", "s_client", "-tls1_2", "-cipher", "AES128-SHA:ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0",
+         "-connect", f"{address}:443"],
+        input="", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert client.returncode != 0
+    assert "handshake failure" in client.stderr
+
+
+def test_plain_http_is_redirected(ask: Ask, address: str) -> None:
+    answer = ask("/v1/audio/speech?x=1", method="POST", scheme="http")
+    # 308 keeps method and body.
+    assert (answer.status_code, answer.headers["Location"]) == (308, f"https://{address}/v1/audio/speech?x=1")
+
+
+def test_requests_reach_the_service(ask: Ask) -> None:
+    answer = ask("/v1/models", headers={"X-Forwarded-For": "192.0.2.1", "Authorization": "Bearer token"})
+    assert "max-age=63072000" in answer.headers["Strict-Transport-Security"]
+    assert answer.headers["Server"] == "nginx"
+    seen = answer.json()["headers"]
+    assert seen["X-Forwarded-Proto"] == "https"
+    assert seen["Authorization"] == "Bearer token"
+    assert len(seen["X-Request-Id"]) == 32
+    # A client cannot say who it is: its own header is replaced.
+    assert seen["X-Forwarded-For"].startswith("172.29.")
+    assert {path: ask(path).json()["path"] for path in ("/livez", "/readyz")} == {
+        "/livez": "/livez",
+        "/readyz": "/readyz",
+    }
+
+
+def test_audio_arrives_as_it_is_spoken(ask: Ask) -> None:
+    started = time.monotonic()
+    with ask("/v1/slow", stream=True) as answer:
+        assert next(answer.iter_content(None)) == b"first"
+        assert time.monotonic() - started < 1.5
+
+
+def test_unknown_path(ask: Ask) -> None:
+    answer = ask("/admin")
+    assert (answer.status_code, code(answer)) == (404, "not_found")
+
+
+def test_too_large_a_body(ask: Ask) -> None:
+    answer = ask("/v1/audio/speech", method="POST", data=b"x" * 70_000)
+    assert (answer.status_code, code(answer)) == (413, "body_too_large")
+
+
+def test_too_many_requests(ask: Ask) -> None:
+    answers = [ask("/v1/models") for _ in range(60)]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert answers[0].status_code == 200
+    assert refused
+    assert code(refused[0]) == "rate_limit_exceeded"
+    assert int(refused[0].headers["Retry-After"]) >= 1
+    # Probes of load balancers are not counted.
+    assert {ask("/readyz").status_code for _ in range(40)} == {200}
+    time.sleep(3)
+
+
+@pytest.mark.usefixtures("no_upstream")
+def test_service_is_down(ask: Ask) -> None:
+    answer = ask("/v1/models")
+    assert (answer.status_code, code(answer)) == (503, "service_unavailable")
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_nonsense_is_answered_in_json(address: str, lab_state: Path) -> None:
+    client = subprocess.run(
+        ["openssl", "s_client", "-quiet", "-connect", f"{address}:443",
+         "-CAfile", lab_state / "authority" / "ca.pem"],
+        input="GET /v1/models HTTP/1.1\r\n\r\n", capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    head, _, body = client.stdout.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_metrics_are_for_monitoring_alone(host: Host, ask: Ask, converge: Converge) -> None:
+    # A path that differs only in form must not get around it.
+    for path in ("/metrics", "/metrics/node", "//metrics", "/v1/../metrics", "/%6detrics"):
+        assert ask(path).status_code == 403, path
+    assert host.check_output("curl -sk -o /dev/null -w %{http_code} https://127.0.0.1/metrics") == "200"
+    assert converge(gateway_metrics_allow=["172.29.0.0/16"]).returncode == 0
+    assert ask("/metrics").json()["path"] == "/metrics"
+    assert converge().returncode == 0
+    assert ask("/metrics").status_code == 403
+
+
+def test_a_broken_configuration_is_refused_and_the_good_one_kept(
+    host: Host, ask: Ask, converge: Converge
+) -> None:
+    before = host.file("/etc/nginx/nginx.conf").sha256sum
+    run = converge(gateway_max_body="a lot")
+    assert run.returncode != 0
+    assert "client_max_body_size" in run.stdout
+    assert host.file("/etc/nginx/nginx.conf").sha256sum == before
+    assert ask("/v1/models").status_code == 200
+
+
+def test_comes_back_after_a_kill(host: Host, ask: Ask) -> None:
+    host.check_output("systemctl kill --signal=KILL nginx")
+    host.check_output(
+        "timeout 15 sh -c 'until curl -sk -o /dev/null https://127.0.0.1/livez; do sleep 0.2; done'"
+    )
+    assert ask("/livez").status_code == 200
+
+
+def test_log_is_json_and_names_no_token(host: Host, ask: Ask) -> None:
+    ask("/v1/models?secret=1", headers={"Authorization": "Bearer token"})
+    lines = host.file("/var/log/nginx/access.log").content_string.splitlines()
+    assert json.loads(lines[-1])["uri"] == "/v1/models"
+    assert "Bearer" not in "\n".join(lines)

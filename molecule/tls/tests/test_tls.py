@@ -1,0 +1,110 @@
+"""A certificate that clients can verify, and keys that stay where they were made."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from conftest import Converge
+from testinfra.host import Host
+
+TLS = "/etc/maya1/tls"
+
+
+def serial(host: Host) -> str:
+    return str(host.check_output(f"openssl x509 -in {TLS}/fullchain.pem -noout -serial"))
+
+
+def names(host: Host) -> str:
+    return str(host.check_output(f"openssl x509 -in {TLS}/fullchain.pem -noout -ext subjectAltName"))
+
+
+def make_pair(folder: Path, name: str, days: int = 30) -> tuple[str, str]:
+    """A self-signed certificate and its key, on this machine."""
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-subj", f"/CN={name}",
+         "-days", str(days), "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return str(certificate), str(key)
+
+
+def test_clients_can_verify_the_certificate(host: Host, variables: dict[str, Any]) -> None:
+    for asked in (
+        f"-verify_hostname {variables['inventory_hostname']}",
+        f"-verify_ip {variables['lab_address']}",
+        f"-verify_ip {variables['lab_address_ipv6']}",
+    ):
+        host.check_output(
+            f"openssl verify -CAfile {TLS}/ca.pem -purpose sslserver {asked} {TLS}/fullchain.pem"
+        )
+    assert host.run(f"openssl verify -CAfile {TLS}/ca.pem -verify_ip 192.0.2.1 {TLS}/fullchain.pem").failed
+
+
+def test_key_is_for_root_alone(host: Host) -> None:
+    key = host.file(f"{TLS}/privkey.pem")
+    assert (key.user, key.group, key.mode) == ("root", "root", 0o600)
+
+
+def test_keys_stay_where_they_were_made(host: Host, lab_state: Path) -> None:
+    hosts_key = host.file(f"{TLS}/privkey.pem").content_string
+    here = [path.read_text(errors="replace") for path in lab_state.rglob("*") if path.is_file()]
+    assert not any(hosts_key in text for text in here)
+    line = (lab_state / "authority" / "ca.key").read_text().splitlines()[1]
+    assert (
+        host.run("grep --recursive --fixed-strings --quiet -e %s /etc /root /home /tmp /var/tmp", line).rc
+        == 1
+    )
+    assert (lab_state / "authority" / "ca.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_renewed_when_little_time_is_left(host: Host, converge: Converge) -> None:
+    before, key = serial(host), host.file(f"{TLS}/privkey.pem").sha256sum
+    assert "changed=0" in converge().stdout
+    assert converge(tls_renew_before_days=398).returncode == 0
+    assert serial(host) != before
+    assert host.file(f"{TLS}/privkey.pem").sha256sum == key
+    assert "changed=0" in converge().stdout
+
+
+def test_another_name_means_another_certificate(host: Host, converge: Converge) -> None:
+    assert converge(tls_names=["speech.example.com"]).returncode == 0
+    assert "DNS:speech.example.com" in names(host)
+    assert converge().returncode == 0
+    assert "speech.example.com" not in names(host)
+
+
+def test_provided_files(host: Host, converge: Converge, tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path, "provided")
+    run = converge(tls_source="files", tls_certificate_file=certificate, tls_private_key_file=key)
+    assert run.returncode == 0, run.stdout
+    assert host.file(f"{TLS}/fullchain.pem").content_string == Path(certificate).read_text()
+    assert host.file(f"{TLS}/privkey.pem").mode == 0o600
+    assert Path(key).read_text().splitlines()[1] not in run.stdout
+
+
+def test_wrong_files_are_refused_before_the_host_is_touched(
+    host: Host, converge: Converge, tmp_path: Path
+) -> None:
+    before = host.check_output(f"sha256sum {TLS}/*")
+    certificate, key = make_pair(tmp_path, "provided")
+    _, others_key = make_pair(tmp_path, "other")
+    expired, expired_key = make_pair(tmp_path, "expired", days=0)
+    refused = {
+        "does not belong to the key": {
+            "tls_certificate_file": certificate,
+            "tls_private_key_file": others_key,
+        },
+        "needs the path of an existing file": {
+            "tls_certificate_file": certificate,
+            "tls_private_key_file": f"{key}.missing",
+        },
+        "expired at": {"tls_certificate_file": expired, "tls_private_key_file": expired_key},
+    }
+    for reason, files in refused.items():
+        run = converge(tls_source="files", **files)
+        assert run.returncode != 0
+        assert reason in " ".join(run.stdout.split())
+        assert host.check_output(f"sha256sum {TLS}/*") == before
