@@ -1,0 +1,91 @@
+"""The inventories that ship: they parse, select by region, and hold what the roles ask for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+BIN = PROJECT / ".venv" / "bin"
+
+
+def run(*command: str) -> str:
+    environment = os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, Any]:
+    inventory: dict[str, Any] = json.loads(run("ansible-inventory", "-i", "inventories/example", "--list"))
+    return inventory
+
+
+def evaluated(host: str, expression: str) -> Any:
+    """An expression with the host's variables, as a role would see it."""
+    out = run("ansible", "-i", "inventories/example", host, "-c", "local", "-m", "ansible.builtin.debug",
+              "-a", f'msg="{{{{ {expression} }}}}"')  # fmt: skip
+    return yaml.safe_load(out.split("=>", 1)[1])["msg"]
+
+
+@pytest.mark.parametrize("inventory", ["example", "lab"])
+@pytest.mark.parametrize("playbook", ["site", "verify"])
+def test_syntax(inventory: str, playbook: str) -> None:
+    run("ansible-playbook", "-i", f"inventories/{inventory}", f"playbooks/{playbook}.yml", "--syntax-check")
+
+
+def test_a_region_limit_selects_its_hosts_alone() -> None:
+    out = run(
+        "ansible-playbook",
+        "-i",
+        "inventories/example",
+        "playbooks/site.yml",
+        "--limit",
+        "eu_frankfurt",
+        "--list-hosts",
+    )
+    hosts = {line.strip() for line in out.splitlines() if line.startswith("      ")}
+    assert hosts == {"fra-gpu-1", "fra-gpu-2", "fra-mon-1"}
+
+
+def test_every_host_has_one_region_a_role_and_at_most_one_profile(example: dict[str, Any]) -> None:
+    variables = example["_meta"]["hostvars"]
+    regions = {group: set(example[group]["hosts"]) for group in {v["region"] for v in variables.values()}}
+    assert len(regions) == 4
+    profiles = [
+        set(example.get(f"profile_{name}", {}).get("hosts", [])) for name in ("realtime", "batch", "training")
+    ]
+    gpu, monitoring = set(example["gpu"]["hosts"]), set(example["monitoring"]["hosts"])
+    for host, own in variables.items():
+        assert [region for region, hosts in regions.items() if host in hosts] == [own["region"]]
+        assert host in gpu | monitoring
+        assert sum(host in hosts for hosts in profiles) == (host in gpu)
+        assert {"city", "country", "provider"} <= own["datacenter"].keys()
+
+
+def test_host_vars_hold_hardware_and_address_only() -> None:
+    for path in (PROJECT / "inventories" / "example" / "host_vars").glob("*.yml"):
+        assert set(yaml.safe_load(path.read_text())) == {"ansible_host", "hardware"}, path
+
+
+def test_a_monitoring_host_scrapes_its_region_over_https() -> None:
+    targets = evaluated("fra-mon-1", "prometheus_targets")
+    remote = [entry for entry in targets if not entry["targets"][0].startswith("127.")]
+    assert {entry["labels"]["host"] for entry in remote} == {"fra-gpu-1", "fra-gpu-2"}
+    assert {entry["scheme"] for entry in remote} == {"https"}
+    assert {entry["labels"]["region"] for entry in targets} == {"eu_frankfurt"}
+    assert evaluated("fra-gpu-1", "gateway_metrics_allow") == [evaluated("fra-mon-1", "ansible_host")]
