@@ -28,6 +28,8 @@ from mayafleet.errors import ExitCode, FleetError
 
 PROJECT = Path(__file__).resolve().parent.parent
 LABEL = "mayafleet.lab"
+# Lies in a state folder that this module made, so that taking a lab down never removes another folder.
+MARK = ".mayafleet-lab"
 SENTENCE = "The quick brown fox jumps over the lazy dog tonight."
 
 # What a freshly rented Debian server has: an init, SSH, sudo, Python with its apt binding, nothing of ours.
@@ -65,6 +67,11 @@ class Lab:
         """Third octet of the lab's network, out of its name, so that two labs on one machine do not meet."""
         return hashlib.sha256(self.name.encode()).digest()[0]
 
+    @property
+    def generated(self) -> Path:
+        """The part of the inventory that this module writes."""
+        return self.inventory / "lab.yml"
+
     def address(self, host: str) -> str:
         return f"172.29.{self.subnet}.{11 + self.hosts.index(host)}"
 
@@ -80,7 +87,7 @@ class Lab:
         return [host for host in self.hosts if self.container(host) in names]
 
 
-# --- commands ------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------
 
 NameOption = Annotated[str, typer.Option("--name", help="Name of the lab; two labs can run side by side.")]
 InventoryOption = Annotated[Path, typer.Option("--inventory", "-i", help="The lab's inventory folder.")]
@@ -164,11 +171,16 @@ def down(
         if images and (found := docker("images", "--quiet", "--filter", f"label={LABEL}").split()):
             docker("rmi", "--force", *sorted(set(found)))
             console.print(f"removed {len(set(found))} images")
-    for path in (lab.inventory / "lab.yml", lab.state):
-        if path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            console.print(f"removed {path}")
-            removed += 1
+        if images and (archives := lab.state.parent / "images").is_dir():
+            shutil.rmtree(archives)
+    if inventory_owner(lab) == lab.state:
+        lab.generated.unlink()
+        console.print(f"removed {lab.generated}")
+        removed += 1
+    if (lab.state / MARK).exists():
+        shutil.rmtree(lab.state)
+        console.print(f"removed {lab.state}")
+        removed += 1
     console.print(
         "Nothing to remove." if not removed else "The lab is gone. Docker and its packages stay installed."
     )
@@ -189,12 +201,21 @@ def status(
     Console().print(table)
 
 
-# --- booting -------------------------------------------------------------------------------------------------
+# --- booting ------------------------------------------------------------------------------------------------
 
 
 def boot(lab: Lab, hosts: Sequence[str], console: Console) -> None:
     """Bring the named hosts up and write what Ansible needs to reach them. Safe to run again."""
-    lab.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    owner = inventory_owner(lab)
+    if owner not in (None, lab.state):
+        raise FleetError(
+            f"{lab.generated} belongs to another lab, whose state lies in {owner}.",
+            "Take that one down, or give this one a copy of the inventory folder with --inventory.",
+            ExitCode.LAB,
+        )
+    if not lab.state.exists():
+        lab.state.mkdir(parents=True, mode=0o700)
+        (lab.state / MARK).touch()
     with step(console, "Docker engine"):
         ensure_engine(console)
     with step(console, "host image"):
@@ -328,9 +349,9 @@ def ensure_container(lab: Lab, host: str, image: str) -> None:
     state = docker("ps", "--all", "--filter", f"name=^{name}$", "--format", "{{.State}}").strip()
     if not state:
         docker("volume", "create", "--label", f"{LABEL}={lab.name}", volume)
-        # No port is published: only this machine reaches the host, at its own address. systemd needs its cgroups
-        # and three capabilities (SYS_PTRACE for units that hide other processes and use a user namespace);
-        # `--privileged` is not asked for, and fails on machines that lack CAP_SYS_RESOURCE.
+        # No port is published: only this machine reaches the host, at its own address. systemd needs its
+        # cgroups and three capabilities (SYS_PTRACE for units that hide other processes and use a user
+        # namespace); `--privileged` is not asked for, and fails on machines that lack CAP_SYS_RESOURCE.
         docker("run", "--detach", "--name", name, "--hostname", host, "--label", f"{LABEL}={lab.name}",
                "--network", lab.name, "--ip", lab.address(host), "--ip6", lab.address_ipv6(host),
                "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE",
@@ -351,7 +372,7 @@ def ensure_container(lab: Lab, host: str, image: str) -> None:
 
 
 def admit_operator(lab: Lab, host: str) -> None:
-    """What a provider's cloud-init does: host keys, an operator with our key and sudo. Then pin the host key."""
+    """What cloud-init does at a provider: host keys, an operator with our key and sudo. Then pin the key."""
     public_key = (lab.state / "ssh" / "id_ed25519.pub").read_text()
     exec_in(
         lab,
@@ -403,7 +424,14 @@ def write_inventory(lab: Lab, base_image: str, archive: Path) -> None:
     text = "---\n# Written by `mayafleet lab up`; do not edit.\n" + yaml.safe_dump(
         {"all": {"vars": variables, "hosts": hosts}}
     )
-    (lab.inventory / "lab.yml").write_text(text)
+    lab.generated.write_text(text)
+
+
+def inventory_owner(lab: Lab) -> Path | None:
+    """State folder of the lab that the inventory folder describes now."""
+    if not lab.generated.exists():
+        return None
+    return Path(yaml.safe_load(lab.generated.read_text())["all"]["vars"]["lab_state"])
 
 
 def machine_settings() -> dict[str, Any]:
@@ -428,14 +456,14 @@ def machine_settings() -> dict[str, Any]:
 
 
 def extra_authorities() -> list[Path]:
-    """Certificates that an administrator added to this machine, in the distribution's folder or by variable."""
+    """Certificates that an administrator added to this machine, in the usual folder or by a variable."""
     added = sorted(LOCAL_AUTHORITIES.rglob("*.crt"))
     named = {Path(value) for variable in CA_VARIABLES if (value := os.environ.get(variable))}
     system = Path("/etc/ssl/certs")
     return added + sorted(path for path in named if path.is_file() and system not in path.resolve().parents)
 
 
-# --- the end of `lab up` -------------------------------------------------------------------------------------
+# --- the end of `lab up` ------------------------------------------------------------------------------------
 
 
 def speak(lab: Lab, host: str, console: Console) -> speech.Spoken:
@@ -478,7 +506,7 @@ def summary(
     )
 
 
-# --- running programs ----------------------------------------------------------------------------------------
+# --- running programs ---------------------------------------------------------------------------------------
 
 
 def run(command: Sequence[str], *, stdin: str | None = None, check: bool = True) -> str:
