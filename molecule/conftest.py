@@ -1,4 +1,4 @@
-"""What the tests of all scenarios share. They run on the operator's machine, outside the host, as clients do."""
+"""What the tests of all scenarios share. They run on the operator's machine, outside the host, as clients."""
 
 from __future__ import annotations
 

@@ -20,12 +20,13 @@ Ask = Callable[..., requests.Response]
 @pytest.fixture
 def ask(address: str, lab_state: Path) -> Iterator[Ask]:
     """Send a request to the gateway, as a client that trusts the lab's authority."""
+    authority = str(lab_state / "authority" / "ca.pem")
     with requests.Session() as session:
-        session.verify = str(lab_state / "authority" / "ca.pem")
 
         def send(path: str, method: str = "GET", scheme: str = "https", **options: Any) -> requests.Response:
+            url = f"{scheme}://{address}{path}"
             return session.request(
-                method, f"{scheme}://{address}{path}", allow_redirects=False, timeout=10, **options
+                method, url, verify=authority, allow_redirects=False, timeout=10, **options
             )
 
         yield send
@@ -108,8 +109,9 @@ def test_audio_arrives_as_it_is_spoken(ask: Ask) -> None:
 
 
 def test_unknown_path(ask: Ask) -> None:
-    answer = ask("/admin")
-    assert (answer.status_code, code(answer)) == (404, "not_found")
+    for path in ("/", "/admin", "/errors/not_found"):
+        answer = ask(path)
+        assert (answer.status_code, code(answer)) == (404, "not_found"), path
 
 
 def test_too_large_a_body(ask: Ask) -> None:
@@ -136,21 +138,23 @@ def test_service_is_down(ask: Ask) -> None:
     assert int(answer.headers["Retry-After"]) >= 1
 
 
-def test_nonsense_is_answered_in_json(address: str, lab_state: Path) -> None:
+@pytest.mark.parametrize("request_line", ["GET /v1/models HTTP/1.1", "NONSENSE", "TRACE /v1/models HTTP/1.0"])
+def test_nonsense_is_answered_in_json(address: str, lab_state: Path, request_line: str) -> None:
     client = subprocess.run(
         ["openssl", "s_client", "-quiet", "-connect", f"{address}:443",
          "-CAfile", lab_state / "authority" / "ca.pem"],
-        input="GET /v1/models HTTP/1.1\r\n\r\n", capture_output=True, text=True, check=False, timeout=20,
+        input=f"{request_line}\r\n\r\n".encode(), capture_output=True, check=False, timeout=20,
     )  # fmt: skip
-    head, _, body = client.stdout.partition("\r\n\r\n")
-    assert head.startswith("HTTP/1.1 400")
+    head, _, body = client.stdout.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
     assert json.loads(body)["error"]["code"] == "bad_request"
 
 
 def test_metrics_are_for_monitoring_alone(host: Host, ask: Ask, converge: Converge) -> None:
     # A path that differs only in form must not get around it.
     for path in ("/metrics", "/metrics/node", "//metrics", "/v1/../metrics", "/%6detrics"):
-        assert ask(path).status_code == 403, path
+        answer = ask(path)
+        assert (answer.status_code, code(answer)) == (403, "forbidden"), path
     assert host.check_output("curl -sk -o /dev/null -w %{http_code} https://127.0.0.1/metrics") == "200"
     assert converge(gateway_metrics_allow=["172.29.0.0/16"]).returncode == 0
     assert ask("/metrics").json()["path"] == "/metrics"
