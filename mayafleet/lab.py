@@ -278,6 +278,7 @@ def ensure_image(repository: str, packages: str) -> str:
                  # A host has keys and an identity of its own: none may come from the image.
                  "--customize-hook=rm -f $1/etc/ssh/ssh_host_* $1/etc/machine-id",
                  "--customize-hook=touch $1/etc/machine-id",
+                 *([f'--aptopt=Acquire::http::Proxy "{proxy}"'] if (proxy := apt_proxy()) else []),
                  suite, "-", *sources]),
         stdout=subprocess.PIPE,
     )  # fmt: skip
@@ -449,10 +450,19 @@ def machine_settings() -> dict[str, Any]:
     )
     if index.startswith("http"):
         settings["base_pip_index_url"] = index
-    apt_proxy = run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"]).strip()
-    if apt_proxy:
-        settings["base_apt_proxy"] = apt_proxy.removeprefix("proxy='").removesuffix("'")
+    if proxy := apt_proxy():
+        settings["base_apt_proxy"] = proxy
     return settings
+
+
+def apt_proxy() -> str:
+    """Proxy that apt on this machine uses for http; empty for none."""
+    return (
+        run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"])
+        .strip()
+        .removeprefix("proxy=")
+        .strip("'")
+    )
 
 
 def extra_authorities() -> list[Path]:

@@ -23,6 +23,8 @@ systemctl list-unit-files --no-legend | sort; nft list ruleset 2>/dev/null || tr
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("lab"))
+    # What a run that was cut off may have left behind would not be a fresh host.
+    lab.mayafleet("lab", "down", *lab.options)
     booted = lab.mayafleet("lab", "up", "--all", "--no-provision", *lab.options)
     try:
         assert booted.code == 0, booted.output

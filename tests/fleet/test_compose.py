@@ -1,0 +1,65 @@
+"""The compose file of role inference: GPUs are asked for where there are some, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+PLAY = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  vars: {{ansible_python_interpreter: "{{{{ ansible_playbook_python }}}}"}}
+  vars_files:
+    - {project}/roles/inference/defaults/main.yml
+    - {project}/roles/inference/vars/main.yml
+  tasks:
+    - ansible.builtin.template:
+        src: {project}/roles/inference/templates/compose.yml.j2
+        dest: {out}
+        mode: "0644"
+      vars:
+        ansible_facts: {{getent_group: {{redis: [x, "115", ""]}}, processor_vcpus: 4}}
+        __inference_image: maya1-tts:test
+        docker_compose_command: docker compose
+        inference_jwks_file: /tmp/jwks.json
+        inference_gpu: {gpu}
+"""
+
+
+def rendered(folder: Path, gpu: bool) -> dict[str, Any]:
+    out, play = folder / "compose.yml", folder / "play.yml"
+    play.write_text(PLAY.format(project=PROJECT, out=out, gpu=str(gpu).lower()))
+    environment = os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
+    command = [str(PROJECT / ".venv/bin/ansible-playbook"), "-i", "localhost,", str(play)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    service: dict[str, Any] = yaml.safe_load(out.read_text())["services"]["maya1-tts"]
+    return service
+
+
+def test_a_host_with_gpus_hands_all_of_them_over(tmp_path: Path) -> None:
+    devices = rendered(tmp_path, gpu=True)["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+
+
+def test_a_host_without_asks_for_none(tmp_path: Path) -> None:
+    assert "deploy" not in rendered(tmp_path, gpu=False)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_sandbox_is_the_same_either_way(tmp_path: Path, gpu: bool) -> None:
+    service = rendered(tmp_path, gpu)
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["ports"] == ["127.0.0.1:8000:8000"]
+    assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
+    assert not any("PASSWORD" in name and not name.endswith("_FILE") for name in service["environment"])
