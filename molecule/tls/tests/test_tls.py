@@ -92,6 +92,8 @@ def test_provided_files(host: Host, converge: Converge, tmp_path: Path) -> None:
     assert host.file(f"{TLS}/fullchain.pem").content_string == Path(certificate).read_text()
     assert host.file(f"{TLS}/privkey.pem").mode == 0o600
     assert Path(key).read_text().splitlines()[1] not in run.stdout
+    # Back to where the other tests start.
+    assert converge().returncode == 0
 
 
 def test_wrong_files_are_refused_before_the_host_is_touched(
