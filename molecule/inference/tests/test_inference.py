@@ -54,7 +54,7 @@ def test_docker_finds_it_healthy(host: Host) -> None:
 
 def test_runs_as_nobody_in_particular(host: Host, container: dict[str, Any]) -> None:
     assert container["Config"]["User"] == "10001:10001"
-    processes = host.check_output("docker top maya1-tts -eo uid,args").splitlines()[1:]
+    processes = host.check_output("docker top maya1-tts -eo uid,pid").splitlines()[1:]
     assert {line.split()[0] for line in processes} == {"10001"}
 
 

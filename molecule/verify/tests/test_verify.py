@@ -23,9 +23,9 @@ def broken(request: pytest.FixtureRequest, host: Host) -> Iterator[str]:
     [
         pytest.param(
             (
-                "systemd-run --unit stray python3 -m http.server 9999",
+                "systemd-run --unit stray python3 -m http.server 2375",
                 "systemctl stop stray",
-                "listens beyond loopback on 0.0.0.0:9999",
+                "listens beyond loopback on 0.0.0.0:2375",
             ),
             id="a stray listener",
         ),
