@@ -134,7 +134,9 @@ def up(
     started = time.monotonic()
     boot(lab, wanted, console)
     if not provision:
-        console.print(f"Booted: {', '.join(wanted)}. Provision with: mayafleet provision -i {lab.inventory}")
+        console.print(
+            f"Booted: {', '.join(wanted)}. Provision with: .venv/bin/mayafleet provision -i {lab.inventory}"
+        )
         return
     result = runner.run_playbook("site", lab.inventory, limit=",".join(wanted), console=console)
     if result.exit_code:
@@ -506,10 +508,11 @@ def summary(
     table.add_row("audio", f"{spoken.duration:.2f} s in {spoken.path}")
     console.print(table)
     inventory, ssh = os.path.relpath(lab.inventory), os.path.relpath(lab.state / "ssh")
+    command = ".venv/bin/mayafleet"
     console.print(
         "Next:\n"
-        f"  mayafleet say 'Good morning from the lab.' -i {inventory} --host {hosts[0]} -o hello.wav\n"
-        f"  mayafleet verify -i {inventory} --limit {','.join(hosts)}\n"
+        f"  {command} say 'Good morning from the lab.' -i {inventory} --host {hosts[0]} -o hello.wav\n"
+        f"  {command} verify -i {inventory} --limit {','.join(hosts)}\n"
         f"  ssh -i {ssh}/id_ed25519 -o UserKnownHostsFile={ssh}/known_hosts ops@{lab.address(hosts[0])}\n"
         "  make lab-down",
         soft_wrap=True,

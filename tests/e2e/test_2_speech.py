@@ -98,7 +98,7 @@ def test_the_official_client_works_unchanged(client: Client, lab: Lab, token: st
     ) as answer:
         answer.stream_to_file(path)
     assert word_errors(WORDS, heard(path)) <= 2
-    with pytest.raises(openai.BadRequestError, match="nobody"):
+    with pytest.raises(openai.NotFoundError, match="nobody"):
         api.audio.speech.create(model="tts-1", voice="nobody", input=SENTENCE)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{lab.url}/v1", api_key="wrong", http_client=http).models.list()

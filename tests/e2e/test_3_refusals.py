@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,12 +17,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.e2e.lab import SENTENCE, Client, Lab
 
 
+def encoded(part: bytes) -> str:
+    return base64.urlsafe_b64encode(part).decode().rstrip("=")
+
+
+def signed_with_hmac(claims: dict[str, Any], key_id: str, secret: bytes) -> str:
+    """An HS256 token under any secret; PyJWT refuses to make one under a public key."""
+    header = {"alg": "HS256", "typ": "JWT", "kid": key_id}
+    body = f"{encoded(json.dumps(header).encode())}.{encoded(json.dumps(claims).encode())}"
+    return f"{body}.{encoded(hmac.digest(secret, body.encode(), 'sha256'))}"
+
+
 def tampered(token: str) -> str:
     """The same signature under other claims."""
     header, _, signature = token.split(".")
     claims = jwt.decode(token, options={"verify_signature": False}) | {"sub": "somebody else"}
-    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
-    return f"{header}.{body}.{signature}"
+    return f"{header}.{encoded(json.dumps(claims).encode())}.{signature}"
 
 
 def test_no_token(client: Client, lab: Lab) -> None:
@@ -50,8 +62,7 @@ def test_wrong_signatures(client: Client, lab: Lab, token: str, claims: dict[str
     stranger = jwt.encode(claims, Ed25519PrivateKey.generate(), algorithm="EdDSA", headers={"kid": key_id})
     unsigned = jwt.encode(claims, None, algorithm="none", headers={"kid": key_id})
     # The public key is public: a token that uses it as a shared secret must not pass.
-    public = (lab.state / "jwt" / "jwks.json").read_text()
-    confused = jwt.encode(claims, public, algorithm="HS256", headers={"kid": key_id})
+    confused = signed_with_hmac(claims, key_id, (lab.state / "jwt" / "jwks.json").read_bytes())
     for bad, code in (
         (tampered(token), "invalid_signature"),
         (stranger, "invalid_signature"),
@@ -119,8 +130,6 @@ def test_too_many_requests(client: Client, lab: Lab, token: str) -> None:
 
 
 def test_old_tls_is_refused_and_http_redirects(client: Client, lab: Lab) -> None:
-    import subprocess
-
     host = lab.url.removeprefix("https://")
     for version, accepted in (("tls1", False), ("tls1_1", False), ("tls1_2", True), ("tls1_3", True)):
         command = [
