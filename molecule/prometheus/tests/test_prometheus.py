@@ -128,42 +128,30 @@ def test_a_broken_value_is_refused_and_the_last_good_configuration_stays(
 
 def test_an_authority_that_prometheus_cannot_read_is_named(host: Any, converge: Any) -> None:
     host.check_output("install -m 600 /opt/service/cert.pem /opt/service/closed.pem")
-    target = {
-        "job": "node",
-        "targets": ["192.0.2.1"],
-        "scheme": "https",
-        "labels": {"region": "a", "host": "b"},
-    }
-    try:
-        result = converge(prometheus_targets=[target | {"ca_file": "/opt/service/closed.pem"}])
-        assert result.returncode != 0
-        assert "ca_file /opt/service/closed.pem" in " ".join(result.stdout.split())
-    finally:
-        assert converge().returncode == 0
+    target = {"job": "node", "targets": ["192.0.2.1"], "scheme": "https", "labels": HERE}
+    result = converge(prometheus_targets=[target | {"ca_file": "/opt/service/closed.pem"}])
+    assert result.returncode != 0
+    assert "ca_file /opt/service/closed.pem" in " ".join(result.stdout.split())
+    assert "closed.pem" not in host.file("/etc/prometheus/prometheus.yml").content_string
 
 
-def test_a_changed_target_is_taken_without_a_restart(host: Any, converge: Any) -> None:
-    started = host.check_output("systemctl show prometheus --property=ActiveEnterTimestampMonotonic")
-    labels = {"region": "eu_frankfurt", "host": "gpu9"}
+def test_flags_are_taken_even_if_what_comes_after_them_is_refused(host: Any, converge: Any) -> None:
+    refused = converge(prometheus_retention_time="14d", prometheus_scrape_interval="soon")
+    assert refused.returncode != 0
+    assert eventually(lambda: ask(host, "/api/v1/status/flags")["storage.tsdb.retention.time"] == "2w")
+
+
+def test_changed_targets_are_taken_by_a_reload_and_changed_flags_by_a_restart(
+    host: Any, converge: Any
+) -> None:
+    begin = "systemctl show prometheus --property=ActiveEnterTimestampMonotonic"
+    started = host.check_output(begin)
     try:
-        assert (
-            converge(
-                prometheus_targets=[{"job": "node", "targets": ["127.0.0.1:9100"], "labels": labels}]
-            ).returncode
-            == 0
-        )
-        found = eventually(lambda: query(host, 'up{job="node", host="gpu9"}'))
+        assert converge(**targets("node", "127.0.0.1:9100", HERE)).returncode == 0
+        found = eventually(lambda: query(host, 'up{job="node", host="b"}'))
         assert found[0]["value"][1] == "1"
-        assert (
-            host.check_output("systemctl show prometheus --property=ActiveEnterTimestampMonotonic") == started
-        )
+        assert host.check_output(begin) == started
     finally:
-        assert converge().returncode == 0
-
-
-def test_changed_flags_are_taken(host: Any, converge: Any) -> None:
-    try:
         assert converge(prometheus_retention_time="7d").returncode == 0
-        assert ask(host, "/api/v1/status/flags")["storage.tsdb.retention.time"] == "1w"
-    finally:
-        assert converge().returncode == 0
+    assert host.check_output(begin) != started
+    assert ask(host, "/api/v1/status/flags")["storage.tsdb.retention.time"] == "1w"
