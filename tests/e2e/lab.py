@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import ssl
 import subprocess
@@ -49,7 +50,6 @@ class Lab:
     # --- the operator's side ---
 
     def mayafleet(self, *arguments: str) -> Run:
-        before = set(self.runs.glob("*/result.json"))
         done = subprocess.run(
             [sys.executable, "-c", "from mayafleet.cli import main; main()", *arguments],
             cwd=PROJECT,
@@ -57,8 +57,11 @@ class Lab:
             text=True,
             check=False,
         )
-        new = sorted(set(self.runs.glob("*/result.json")) - before)
-        return Run(done.returncode, done.stdout + done.stderr, json.loads(new[-1].read_text()) if new else {})
+        output = done.stdout + done.stderr
+        kept = re.search(r"kept in (\S+)", output)
+        return Run(
+            done.returncode, output, json.loads(Path(kept[1], "result.json").read_text()) if kept else {}
+        )
 
     def provision(self, *arguments: str) -> Run:
         return self.mayafleet(

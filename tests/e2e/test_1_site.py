@@ -45,6 +45,24 @@ def test_what_was_left_out_is_said(site: Site) -> None:
     assert "GPU: none found" in site.first.output
 
 
+def test_lab_up_ends_with_what_a_newcomer_wants_to_know(lab: Lab, site: Site) -> None:
+    wav = lab.state / "speech.wav"
+    assert wav.stat().st_size > 22050
+    summary = "".join(site.second.output.split())
+    for fact in (
+        FIRST,
+        lab.url,
+        "GPU:nonefound",
+        "onnx_voice",
+        "TTFA",
+        "RTF",
+        str(wav),
+        "mayafleetsay",
+        "makelab-down",
+    ):
+        assert fact in summary, site.second.output
+
+
 def test_an_unknown_authority_is_explained(lab: Lab, site: Site) -> None:
     """A TLS-inspecting proxy, played by the other lab host: nobody knows who signed its certificate."""
     overrides = lab.inventory / "host_vars" / f"{SECOND}.yml"
