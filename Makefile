@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 ROLE ?= base
+# Molecule and ansible-lint call Ansible's programs and pytest by name.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -19,8 +21,8 @@ test: ## Run all tests that fit without a virtual machine: lint, unit, service, 
 	@$(MAKE) --no-print-directory lint unit inference fleet e2e
 
 lint: ## Check style and types
-	.venv/bin/ruff check mayafleet tests inference
-	.venv/bin/ruff format --check mayafleet tests inference
+	.venv/bin/ruff check mayafleet tests inference molecule
+	.venv/bin/ruff format --check mayafleet tests inference molecule
 	.venv/bin/mypy
 	.venv-inference/bin/python -m mypy --config-file inference/pyproject.toml inference/maya1_tts
 	.venv/bin/yamllint --strict .
