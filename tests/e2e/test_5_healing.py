@@ -8,6 +8,8 @@ CONTAINER = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' maya1-tts"
 UNIT = "systemctl show --property MainPID,ExecMainStartTimestampMonotonic"
 KILLS = {
     # What is killed: how, and what shows that the one that came back is another one.
+    # First, since what is killed after it must come back under an engine that crashed before.
+    "Docker's engine": ("systemctl kill --signal KILL docker", f"{UNIT} docker"),
     "the service's process": (
         "docker exec maya1-tts sh -c 'kill -9 $(cat /proc/1/task/1/children)'",
         CONTAINER,
@@ -16,7 +18,6 @@ KILLS = {
     "the container, removed": ("docker rm --force maya1-tts", CONTAINER),
     "Redis": ("systemctl kill --signal KILL redis-server", f"{UNIT} redis-server"),
     "NGINX": ("systemctl kill --signal KILL nginx", f"{UNIT} nginx"),
-    "Docker's engine": ("systemctl kill --signal KILL docker", f"{UNIT} docker"),
     "Prometheus": ("systemctl kill --signal KILL prometheus", f"{UNIT} prometheus"),
 }
 
