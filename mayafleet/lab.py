@@ -276,7 +276,8 @@ def ensure_image(repository: str, packages: str) -> str:
     if docker("images", "--quiet", image):
         return image
     builder = subprocess.Popen(
-        as_root(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}",
+        # A root file system needs a place where programs may run; /tmp and /home are often mounted without.
+        as_root(["env", "TMPDIR=/var/lib", "mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}",
                  # A host has keys and an identity of its own: none may come from the image.
                  "--customize-hook=rm -f $1/etc/ssh/ssh_host_* $1/etc/machine-id",
                  "--customize-hook=touch $1/etc/machine-id",
