@@ -277,7 +277,8 @@ def ensure_image(repository: str, packages: str) -> str:
         return image
     builder = subprocess.Popen(
         # A root file system needs a place where programs may run; /tmp and /home are often mounted without.
-        as_root(["env", "TMPDIR=/var/lib", "mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}",
+        as_root(["env", "TMPDIR=/var/lib",
+                 "mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}",
                  # A host has keys and an identity of its own: none may come from the image.
                  "--customize-hook=rm -f $1/etc/ssh/ssh_host_* $1/etc/machine-id",
                  "--customize-hook=touch $1/etc/machine-id",
