@@ -14,7 +14,7 @@ from mayafleet.errors import ExitCode, FleetError
 @pytest.fixture
 def inventory(tmp_path: Path) -> Path:
     regions = "b_region: {hosts: {zulu: }}, a_region: {hosts: {alpha: }}"
-    (tmp_path / "hosts.yml").write_text(f"all: {{children: {{{regions}, gpu: {{children: {{a_region: }}}}}}}}")
+    (tmp_path / "hosts.yml").write_text(f"all: {{children: {{{regions}, gpu: {{hosts: {{zulu: }}}}}}}}")
     return tmp_path
 
 
