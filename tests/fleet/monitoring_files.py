@@ -20,14 +20,14 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     program = os.environ.get("PROMTOOL") or shutil.which("promtool")
     if not program:
         pytest.fail(
-            "promtool is missing: install the distribution's package `prometheus`, or set PROMTOOL to the program's path",
+            "promtool is missing: install the distribution's package `prometheus`, or set PROMTOOL to its path",
             pytrace=False,
         )
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
 def render(role: str, template: str, marks: tuple[str, str] = ("{{", "}}"), **variables: Any) -> str:
-    """A template of a role with the role's defaults; `marks` are the task's variable_start_string and its end."""
+    """A template of a role with the role's defaults; `marks` start and end a variable, as the task says."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROLES / role / "templates"),
         variable_start_string=marks[0],

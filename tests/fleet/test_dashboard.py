@@ -22,7 +22,7 @@ def queries(dashboard: dict[str, Any]) -> list[str]:
 
 
 def test_queries_parse(dashboard: dict[str, Any], tmp_path: Path) -> None:
-    # As recording rules, since promtool has no stable command for a lone query. Grafana fills its variables in first.
+    # As recording rules, since promtool has no stable command for a lone query. Grafana fills in its variables.
     rules = [
         {"record": f"query_{number}", "expr": query.replace("$__rate_interval", "5m")}
         for number, query in enumerate(queries(dashboard))
@@ -60,7 +60,8 @@ def test_panels_are_complete(dashboard: dict[str, Any]) -> None:
     source = yaml.safe_load(render("grafana", "provisioning/datasources/maya1.yaml.j2"))["datasources"][0]
     for panel in panels:
         if panel["type"] != "row":
-            assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"]
+            assert panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"]
             assert panel["datasource"] == {"type": source["type"], "uid": source["uid"]}
             assert [target["refId"] for target in panel["targets"]] == list("ABCDEFGH")[
                 : len(panel["targets"])
