@@ -20,7 +20,7 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     program = os.environ.get("PROMTOOL") or shutil.which("promtool")
     if not program:
         pytest.fail(
-            "promtool is missing: install the distribution's package `prometheus`, or set PROMTOOL to its path",
+            "promtool is missing: install the distribution's package `prometheus`, or set PROMTOOL",
             pytrace=False,
         )
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)

@@ -22,7 +22,7 @@ def queries(dashboard: dict[str, Any]) -> list[str]:
 
 
 def test_queries_parse(dashboard: dict[str, Any], tmp_path: Path) -> None:
-    # As recording rules, since promtool has no stable command for a lone query. Grafana fills in its variables.
+    # As recording rules, since promtool has no stable command for a lone query. Grafana fills variables in.
     rules = [
         {"record": f"query_{number}", "expr": query.replace("$__rate_interval", "5m")}
         for number, query in enumerate(queries(dashboard))
