@@ -48,16 +48,18 @@ python() {
     echo python3.11
 }
 
-# A virtual environment that holds exactly what a lock file says; made anew when the lock file changes.
+# A virtual environment that holds exactly what lock files say; made anew when they change.
 environment() {
-    local folder=$1 lock=$2 mark
-    mark=$folder/.$(sha256sum "$lock" | cut -c1-16)
+    local folder=$1 mark options=()
+    shift
+    mark=$folder/.$(cat "$@" | sha256sum | cut -c1-16)
     [ -e "$mark" ] && return
-    echo "Making $folder from $lock"
+    echo "Making $folder from $*"
+    for lock in "$@"; do options+=(-r "$lock"); done
     rm -rf "$folder"
     "$(python)" -m venv "$folder"
-    "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$lock" \
-        || die "pip could not install $lock." \
+    "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes "${options[@]}" \
+        || die "pip could not install $*." \
             "Behind a TLS-inspecting proxy, point PIP_CERT at its authority (or add it to /usr/local/share/ca-certificates and run update-ca-certificates)."
     touch "$mark"
 }
@@ -82,7 +84,7 @@ EOF
 packages
 if [ "$purpose" = test ]; then
     environment .venv requirements-test.lock
-    environment .venv-inference inference/requirements-test.lock
+    environment .venv-inference inference/requirements.lock inference/requirements-test.lock
     link .venv-inference "$PWD/inference"
 elif [ ! -x .venv/bin/ansible-lint ]; then
     environment .venv requirements.lock
