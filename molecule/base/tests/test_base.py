@@ -52,6 +52,19 @@ def test_proxies_reach_login_sessions_and_go_again(host: Host, converge: Converg
     assert host.file("/etc/environment").content_string.strip() == others.strip()
 
 
+def test_the_package_index_is_for_builds_alone_and_goes_again(host: Host, converge: Converge) -> None:
+    host.check_output("echo '# of somebody else' > /etc/pip.conf")
+    run = converge(base_pip_index_url="https://user:canary@index.example/simple", base_tls_probe_url="")
+    assert run.returncode == 0
+    assert "canary" not in run.stdout
+    assert host.file("/etc/maya1/pip.conf").mode == 0o600
+    assert host.file("/etc/maya1/pip.conf").contains("canary@index.example")
+    assert host.file("/etc/pip.conf").content_string == "# of somebody else\n"
+    assert converge(base_pip_index_url="").returncode == 0
+    assert not host.file("/etc/maya1/pip.conf").exists
+    host.check_output("rm /etc/pip.conf")
+
+
 @pytest.fixture
 def stranger(host: Host) -> Iterator[str]:
     """A URL whose certificate no authority known to the host has signed."""

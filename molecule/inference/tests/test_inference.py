@@ -110,7 +110,7 @@ def test_uses_the_cache(host: Host) -> None:
 
 def test_image_holds_nothing_of_its_build(host: Host, image: str, variables: dict[str, Any]) -> None:
     """Authorities and package settings are build secrets: neither a layer nor the history has them."""
-    secrets = [host.file("/etc/pip.conf").content_string.strip().splitlines()[-1]]
+    secrets = [host.file("/etc/maya1/pip.conf").content_string.strip().splitlines()[-1]]
     secrets += [authority["content"].splitlines()[4] for authority in variables["base_extra_ca_certificates"]]
 
     def count(text: str) -> int:
