@@ -247,7 +247,7 @@ def step(console: Console, title: str) -> Iterator[None]:
 
 
 def ensure_engine(console: Console) -> None:
-    """Start Debian's Docker engine where none answers: as a unit, or by itself on a machine without systemd."""
+    """Start Debian's Docker engine where none answers: as a unit, or directly where there is no systemd."""
     if engine_answers():
         return
     if Path("/run/systemd/system").exists():
