@@ -13,10 +13,9 @@ lab: ## Make a throw-away host on this machine, provision it like production, le
 	@.venv/bin/mayafleet lab up
 
 lab-down: ## Remove what `make lab` made
-	@scripts/setup.sh lab
-	@.venv/bin/mayafleet lab down
+	@if [ -x .venv/bin/mayafleet ]; then .venv/bin/mayafleet lab down; else echo "Nothing to remove."; fi
 
-test: ## Run all tests that fit without a virtual machine: lint, unit, service, and two lab hosts end to end
+test: ## Run the tests: lint, unit, service, and two lab hosts end to end
 	@scripts/setup.sh test
 	@$(MAKE) --no-print-directory lint unit inference fleet e2e
 
@@ -53,7 +52,7 @@ bench: ## Measure the lab and write the table of docs/benchmarks.md to the termi
 	@scripts/setup.sh test
 	$(PYTHON) tests/bench/lab.py
 
-lock: ## Renew the lock files
+lock: ## Renew the operator's lock files (needs uv; the service's carry their own command)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra test pyproject.toml -o requirements-test.lock
 

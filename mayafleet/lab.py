@@ -160,6 +160,8 @@ def down(
     lab = open_lab(name, inventory, state)
     console = Console()
     removed = 0
+    if (lab.state / MARK).exists():
+        ensure_engine(console)  # without it, containers would stay behind unseen
     if engine_answers():
         mine = ("--filter", f"label={LABEL}={lab.name}")
         for kind, listing, remove in (
