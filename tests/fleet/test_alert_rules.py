@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import yaml
-from monitoring_files import alert_rules, promtool, unknown_service_metrics
+
+from tests.fleet.monitoring_files import alert_rules, promtool, unknown_service_metrics
 
 UNIT_TESTS = Path(__file__).with_name("prometheus_rules_test.yml")
 

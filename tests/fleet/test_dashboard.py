@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from monitoring_files import ROLES, promtool, render, unknown_service_metrics
+
+from tests.fleet.monitoring_files import ROLES, promtool, render, unknown_service_metrics
 
 
 @pytest.fixture(scope="module")
