@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -255,12 +255,14 @@ def ensure_engine(console: Console) -> None:
     if Path("/run/systemd/system").exists():
         console.print("No Docker engine answers: starting Debian's with `systemctl start docker`.")
         run(as_root(["systemctl", "start", "docker"]))
-    else:
-        # Not through its init script, which raises limits and so fails where root lacks CAP_SYS_RESOURCE.
+    elif not engine_runs():
+        # Not through its init script, which raises limits and so fails where root lacks CAP_SYS_RESOURCE. An engine
+        # that was killed leaves files with process ids behind, which by now may be those of other programs.
         console.print(
             f"No Docker engine answers: starting Debian's with `dockerd`, which logs to {ENGINE_LOG}."
         )
-        start = f"exec dockerd >>{ENGINE_LOG} 2>&1"
+        stale = "/var/run/docker.pid /var/run/docker/containerd/containerd.pid"
+        start = f"rm -f {stale}; exec dockerd >>{ENGINE_LOG} 2>&1"
         subprocess.Popen(as_root(["sh", "-c", start]), stdin=subprocess.DEVNULL, start_new_session=True)
     for _ in range(60):
         if engine_answers():
@@ -572,6 +574,15 @@ def docker(*arguments: str, stdin: Any = None) -> str:
 
 def engine_answers() -> bool:
     return subprocess.run([*docker_command(), "info"], capture_output=True, check=False).returncode == 0
+
+
+def engine_runs() -> bool:
+    """Whether a dockerd is there that has yet to answer."""
+    for command in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # processes end while we look
+            if command.read_text().strip() == "dockerd":
+                return True
+    return False
 
 
 def exec_in(lab: Lab, host: str, script: str, stdin: str | None = None) -> str:
