@@ -256,8 +256,8 @@ def ensure_engine(console: Console) -> None:
         console.print("No Docker engine answers: starting Debian's with `systemctl start docker`.")
         run(as_root(["systemctl", "start", "docker"]))
     elif not engine_runs():
-        # Not through its init script, which raises limits and so fails where root lacks CAP_SYS_RESOURCE. An engine
-        # that was killed leaves files with process ids behind, which by now may be those of other programs.
+        # Not through its init script, which raises limits and so fails where root lacks CAP_SYS_RESOURCE. An
+        # engine that was killed leaves files with process ids, which by now may be those of other programs.
         console.print(
             f"No Docker engine answers: starting Debian's with `dockerd`, which logs to {ENGINE_LOG}."
         )
