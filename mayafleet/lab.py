@@ -16,17 +16,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mayafleet import runner, speech, tokens
+from mayafleet import project, runner, speech, tokens
 from mayafleet.errors import ExitCode, FleetError
 
-PROJECT = Path(__file__).resolve().parent.parent
 LABEL = "mayafleet.lab"
 # Lies in a state folder that this module made, so that taking a lab down never removes another folder.
 MARK = ".mayafleet-lab"
@@ -92,22 +91,25 @@ class Lab:
 # --- commands -----------------------------------------------------------------------------------------------
 
 NameOption = Annotated[str, typer.Option("--name", help="Name of the lab; two labs can run side by side.")]
-InventoryOption = Annotated[Path, typer.Option("--inventory", "-i", help="The lab's inventory folder.")]
+InventoryOption = Annotated[
+    Path | None,
+    typer.Option("--inventory", "-i", help="The lab's inventory folder. [default: inventories/lab]"),
+]
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="Keys, certificates, recordings. [default: .lab/NAME]")
 ]
 DEFAULT_NAME = "maya1-lab"
-DEFAULT_INVENTORY = PROJECT / "inventories" / "lab"
 
 
-def open_lab(name: str, inventory: Path, state: Path | None) -> Lab:
+def open_lab(name: str, inventory: Path | None, state: Path | None) -> Lab:
+    inventory = inventory or project.root() / "inventories" / "lab"
     if not (inventory / "hosts.yml").is_file():
         raise FleetError(
             f"{inventory} is no lab inventory: it has no hosts.yml.",
             "Name a folder such as inventories/lab with --inventory.",
             ExitCode.USAGE,
         )
-    return Lab(name, inventory.resolve(), (state or PROJECT / ".lab" / name).resolve())
+    return Lab(name, inventory.resolve(), (state or project.root() / ".lab" / name).resolve())
 
 
 @app.command()
@@ -120,7 +122,7 @@ def up(
         bool, typer.Option(help="Run playbooks/site.yml and speak; otherwise only boot.")
     ] = True,
     name: NameOption = DEFAULT_NAME,
-    inventory: InventoryOption = DEFAULT_INVENTORY,
+    inventory: InventoryOption = None,
     state: StateOption = None,
 ) -> None:
     """Boot hosts, provision them with the production playbook, and let them speak."""
@@ -153,7 +155,7 @@ def down(
         bool, typer.Option("--images", help="Also remove the images that labs boot from.")
     ] = False,
     name: NameOption = DEFAULT_NAME,
-    inventory: InventoryOption = DEFAULT_INVENTORY,
+    inventory: InventoryOption = None,
     state: StateOption = None,
 ) -> None:
     """Remove the lab's containers, volumes, network, keys and recordings, and nothing else."""
@@ -194,7 +196,7 @@ def down(
 
 @app.command()
 def status(
-    name: NameOption = DEFAULT_NAME, inventory: InventoryOption = DEFAULT_INVENTORY, state: StateOption = None
+    name: NameOption = DEFAULT_NAME, inventory: InventoryOption = None, state: StateOption = None
 ) -> None:
     """Show which hosts of the lab run and at which address."""
     lab = open_lab(name, inventory, state)
@@ -395,8 +397,10 @@ def admit_operator(lab: Lab, host: str) -> None:
         """
         set -e
         # The image's package lists are empty but new, which would pass for up to date.
-        id ops >/dev/null 2>&1 || touch -d @0 /var/lib/apt/lists
-        id ops >/dev/null 2>&1 || useradd --create-home --shell /bin/bash ops
+        if ! id ops >/dev/null 2>&1; then
+            touch -d @0 /var/lib/apt/lists
+            useradd --create-home --shell /bin/bash ops
+        fi
         install -d -m 700 -o ops -g ops /home/ops/.ssh
         install -m 600 -o ops -g ops /dev/stdin /home/ops/.ssh/authorized_keys
         echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops
@@ -534,10 +538,13 @@ def summary(
 # --- running programs ---------------------------------------------------------------------------------------
 
 
-def run(command: Sequence[str], *, stdin: str | None = None, check: bool = True) -> str:
+def run(command: Sequence[str], *, stdin: str | IO[bytes] | None = None, check: bool = True) -> str:
     """Run a program and return what it printed. Raises FleetError with its last line when it fails."""
+    source: dict[str, Any] = {"input": stdin} if isinstance(stdin, str | None) else {"stdin": stdin}
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            command, capture_output=True, text=True, check=False, **source
+        )
     except FileNotFoundError:
         raise FleetError(
             f"The program {command[0]} is missing.", "Run `make lab`, which installs it.", ExitCode.LAB
@@ -560,16 +567,8 @@ def docker_command() -> list[str]:
     return ["docker"] if direct else ["sudo", "docker"]
 
 
-def docker(*arguments: str, stdin: Any = None) -> str:
-    command = [*docker_command(), *arguments]
-    if stdin is None or isinstance(stdin, str):
-        return run(command, stdin=stdin)
-    done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise FleetError(
-            f"`docker {arguments[0]}` failed: {done.stderr.strip()}", "Mend that and run again.", ExitCode.LAB
-        )
-    return done.stdout
+def docker(*arguments: str, stdin: str | IO[bytes] | None = None) -> str:
+    return run([*docker_command(), *arguments], stdin=stdin)
 
 
 def engine_answers() -> bool:
