@@ -52,8 +52,17 @@ bench: ## Measure the lab and write the table of docs/benchmarks.md to the termi
 	@scripts/setup.sh test
 	$(PYTHON) tests/bench/lab.py
 
-lock: ## Renew the operator's lock files (needs uv; the service's carry their own command)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements.lock
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --extra test pyproject.toml -o requirements-test.lock
+COMPILE := uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
+CUDA := --python-platform x86_64-manylinux_2_28 --extra build
+
+lock: ## Renew all lock files (needs uv)
+	$(COMPILE) --universal pyproject.toml -o requirements.lock
+	$(COMPILE) --universal --extra test pyproject.toml -o requirements-test.lock
+	cd inference && $(COMPILE) --universal --extra cpu --extra build pyproject.toml -o requirements.lock
+	cd inference && $(COMPILE) --universal --extra maya1-cpu --extra build -c requirements.lock \
+	    --index https://download.pytorch.org/whl/cpu pyproject.toml -o requirements-maya1-cpu.lock
+	cd inference && $(COMPILE) $(CUDA) --extra cuda-535 pyproject.toml -o requirements-cuda-535.lock
+	cd inference && $(COMPILE) $(CUDA) --extra cuda-580 pyproject.toml -o requirements-cuda-580.lock
+	cd inference && $(COMPILE) --universal -c requirements-maya1-cpu.lock requirements-test.in -o requirements-test.lock
 
 .PHONY: help lab lab-down test lint unit inference fleet e2e role roles bench lock

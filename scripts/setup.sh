@@ -22,7 +22,8 @@ packages() {
     command -v dockerd >/dev/null || wanted+=(docker.io)
     if [ "$purpose" = test ]; then
         # Real counterparts for the tests: a cache, a decoder, a monitor, a phonemiser in a process of its own.
-        wanted+=(redis-server ffmpeg prometheus prometheus-alertmanager espeak-ng nmap openssl curl)
+        wanted+=(redis-server ffmpeg prometheus prometheus-alertmanager espeak-ng nginx-light nmap openssl curl
+            chromium chromium-driver)
     fi
     local missing=()
     for name in "${wanted[@]}"; do
@@ -58,6 +59,11 @@ environment() {
     for lock in "$@"; do options+=(-r "$lock"); done
     rm -rf "$folder"
     "$(python)" -m venv "$folder"
+    # The CPU build of torch, a tenth of the size, is on PyTorch's own index alone. Where that cannot be reached, pip
+    # looks in the places that it is configured for; the hash in the lock holds for all of them.
+    if curl --silent --fail --head --max-time 5 --output /dev/null https://download.pytorch.org/whl/cpu/; then
+        options+=(--extra-index-url https://download.pytorch.org/whl/cpu)
+    fi
     "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes "${options[@]}" \
         || die "pip could not install $*." \
             "Behind a TLS-inspecting proxy, point PIP_CERT at its authority (or add it to /usr/local/share/ca-certificates and run update-ca-certificates)."
@@ -84,7 +90,7 @@ EOF
 packages
 if [ "$purpose" = test ]; then
     environment .venv requirements-test.lock
-    environment .venv-inference inference/requirements.lock inference/requirements-test.lock
+    environment .venv-inference inference/requirements-maya1-cpu.lock inference/requirements-test.lock
     link .venv-inference "$PWD/inference"
 elif [ ! -x .venv/bin/ansible-lint ]; then
     environment .venv requirements.lock

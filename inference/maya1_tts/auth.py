@@ -18,6 +18,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Subject:
+    """Who asks: the token's `sub`."""
+
+    id: str
+
+
+ANYBODY = Subject("anybody")  # where no tokens are checked
+
+
+@dataclass(frozen=True)
 class Key:
     id: str | None
     algorithm: str
@@ -74,14 +84,15 @@ class Authenticator:
         self._seen = self._stamp()
         self._keys = self._load()
 
-    def check(self, header: str | None) -> None:
-        """Raises ApiError 401 with a stable code unless the header carries a valid token."""
+    def check(self, header: str | None) -> Subject:
+        """Whose token it is. Raises ApiError 401 with a stable code unless it is valid."""
         self._reload_if_changed()
         scheme, _, token = (header or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise _refuse("missing_token", "This route needs the header 'Authorization: Bearer <token>'.")
         try:
-            self._decode(token.strip())
+            claims = self._decode(token.strip())
+            return Subject(str(claims.get("sub", "")))
         except jwt.ExpiredSignatureError:
             raise _refuse("token_expired", "The token's 'exp' lies in the past.") from None
         except jwt.ImmatureSignatureError:
@@ -100,7 +111,7 @@ class Authenticator:
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise _refuse("invalid_token", "The token cannot be read as a JWT.") from None
 
-    def _decode(self, token: str) -> None:
+    def _decode(self, token: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
         allowed = sorted({key.algorithm for key in self._keys})
         algorithm = header.get("alg")
@@ -113,7 +124,7 @@ class Authenticator:
         failure: jwt.PyJWTError = jwt.InvalidSignatureError()
         for key in named or [key for key in keys if key.id is None or "kid" not in header]:
             try:
-                jwt.decode(
+                return jwt.decode(
                     token,
                     key.material,
                     algorithms=[key.algorithm],
@@ -130,7 +141,6 @@ class Authenticator:
                         "verify_iss": self._issuer is not None,
                     },
                 )
-                return
             except jwt.InvalidSignatureError as error:
                 failure = error
         raise failure

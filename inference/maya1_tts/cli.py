@@ -4,26 +4,16 @@ import argparse
 import http.client
 import logging
 import sys
-from typing import TYPE_CHECKING
 
-from maya1_tts.config import Settings, load_settings
+from maya1_tts.config import load_settings
 from maya1_tts.errors import ConfigError
-
-if TYPE_CHECKING:
-    from maya1_tts.engine import Engine
 
 log = logging.getLogger(__name__)
 
 
-def load_engine(settings: Settings) -> "Engine":
-    """The engine that MAYA1_TTS_ENGINE names. Raises ConfigError when it cannot be loaded."""
-    from maya1_tts.onnx_voice import OnnxVoiceEngine
-
-    return OnnxVoiceEngine(settings.model_dir, settings.workers, settings.threads)
-
-
 def serve() -> int:
     from maya1_tts.api import Service
+    from maya1_tts.engines import load_engine
     from maya1_tts.logs import setup_logging
     from maya1_tts.server import Server
 
@@ -49,6 +39,8 @@ def healthcheck() -> int:
 
 
 def voices() -> int:
+    from maya1_tts.engines import load_engine
+
     engine = load_engine(load_settings())
     for voice in engine.voices.values():
         print(f"{voice.id}\t{voice.language}\t{voice.sample_rate} Hz\t{engine.name}\t{voice.name}")

@@ -19,11 +19,32 @@ class Voice:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """How a text is to be spoken. What is None is left to the engine.
+
+    speed: 2.0 is twice as fast, at the same pitch. description: the speaker in words. seed: equal seeds sound
+    equal. temperature, top_p, repetition_penalty: sampling of a generating engine.
+    """
+
+    voice: str
+    speed: float = 1.0
+    description: str | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True)
 class Segment:
-    """A stretch of text that is spoken in one breath, and the silence behind it in seconds."""
+    """A stretch of text that is spoken in one breath, and the silence behind it in seconds.
+
+    `seconds` estimates how much audio it becomes, the pause included.
+    """
 
     text: str
     pause: float
+    seconds: float
 
 
 class Engine(Protocol):
@@ -31,18 +52,21 @@ class Engine(Protocol):
 
     name: str
     voices: Mapping[str, Voice]
+    options: frozenset[str]  # the fields of Delivery, besides voice and speed, that this engine follows
+    lanes: int  # how many segments it speaks at the same time
 
-    def segments(self, text: str, voice: str, speed: float) -> list[Segment]:
-        """Normalise the text and cut it into segments that suit this speed. Runs in a worker thread.
+    def segments(self, text: str, delivery: Delivery) -> list[Segment]:
+        """Normalise the text and cut it into segments that suit this delivery. Runs in a worker thread.
 
         Raises ApiError when nothing in the text can be spoken.
         """
         ...
 
-    def stream(self, segment: Segment, voice: str, speed: float) -> AsyncIterator[FloatArray]:
+    def stream(self, segment: Segment, delivery: Delivery) -> AsyncIterator[FloatArray]:
         """Speak one segment, its pause included, as mono blocks within [-1, 1] at the voice's sample rate.
 
-        The first block begins and the last block ends in silence, so segments join without a click.
+        The first block begins and the last block ends in silence, so segments join without a click. Closing
+        the iterator stops the work. Raises ApiError when this segment fails and others may still succeed.
         """
         ...
 

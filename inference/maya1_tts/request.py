@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from maya1_tts.audio import FORMATS, Format
 from maya1_tts.config import Settings
-from maya1_tts.engine import Engine
+from maya1_tts.engine import Delivery, Engine
 from maya1_tts.errors import ApiError, shown
 from maya1_tts.studio import Order
 
@@ -139,7 +139,7 @@ def to_order(request: SpeechRequest, settings: Settings, engine: Engine) -> Orde
             "allowed: leave it out.",
             "instructions",
         )
-    return Order(request.input, voice, request.response_format, request.speed)
+    return Order(request.input, voice, request.response_format, Delivery(voice.id, request.speed))
 
 
 def _check_text(text: str, limit: int) -> None:

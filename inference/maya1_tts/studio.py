@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from maya1_tts.audio import ENCODER_REVISION, Format, encoder, to_int16
 from maya1_tts.cache import Cache, Entry
 from maya1_tts.config import Settings
-from maya1_tts.engine import Engine, Voice
+from maya1_tts.engine import Delivery, Engine, Voice
 from maya1_tts.errors import ApiError
 from maya1_tts.metrics import Metrics
 
@@ -25,7 +25,7 @@ class Order:
     text: str
     voice: Voice
     format: Format
-    speed: float
+    delivery: Delivery
 
 
 class Speech:
@@ -104,8 +104,8 @@ class Studio:
 
     def __init__(self, settings: Settings, engine: Engine, cache: Cache, metrics: Metrics) -> None:
         self._engine, self._cache, self._metrics = engine, cache, metrics
-        self._limit = settings.workers + settings.queue_limit
-        self._workers = asyncio.Semaphore(settings.workers)
+        self._limit = engine.lanes + settings.queue_limit
+        self._workers = asyncio.Semaphore(engine.lanes)
         self._admitted = self._active = 0
         self._speeches: dict[str, Speech] = {}
         metrics.active.set_function(lambda: self._active)
@@ -136,7 +136,7 @@ class Studio:
         """Over everything that changes a byte of the result."""
         parts = (
             self._engine.name, ENCODER_REVISION, order.voice.id, order.voice.revision,
-            str(order.voice.sample_rate), order.format, repr(order.speed), order.text,
+            str(order.voice.sample_rate), order.format, repr(order.delivery), order.text,
         )  # fmt: skip
         digest = hashlib.sha256()
         for part in parts:
@@ -188,11 +188,11 @@ class Studio:
         self._admitted += 1
         try:
             order = speech.order
-            segments = await asyncio.to_thread(self._engine.segments, order.text, order.voice.id, order.speed)
+            segments = await asyncio.to_thread(self._engine.segments, order.text, order.delivery)
             file = encoder(order.format, order.voice.sample_rate)
             for segment in segments:
                 async with self._worker(speech):
-                    async for block in self._engine.stream(segment, order.voice.id, order.speed):
+                    async for block in self._engine.stream(segment, order.delivery):
                         samples = to_int16(block)
                         await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
             await speech.add(await asyncio.to_thread(file.finish))

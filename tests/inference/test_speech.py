@@ -14,8 +14,9 @@ import pytest
 import soxr
 from conftest import service_environment
 from maya1_tts.audio import PEAK, FloatArray
+from maya1_tts.engine import Delivery
+from maya1_tts.engines.onnx_voice import MAX_PHONEMES, OnnxVoiceEngine, PiperVoice
 from maya1_tts.errors import ConfigError
-from maya1_tts.onnx_voice import MAX_PHONEMES, OnnxVoiceEngine, PiperVoice
 
 SENTENCE = "My brother has three dogs and two very small cats."  # ten words
 STORY = (
@@ -33,8 +34,9 @@ def speak(engine: OnnxVoiceEngine, text: str, voice: str = "joe", speed: float =
     """One block of samples for each segment."""
 
     async def run() -> list[FloatArray]:
-        segments = engine.segments(text, voice, speed)
-        return [block for segment in segments async for block in engine.stream(segment, voice, speed)]
+        delivery = Delivery(voice, speed)
+        segments = engine.segments(text, delivery)
+        return [block for segment in segments async for block in engine.stream(segment, delivery)]
 
     return asyncio.run(run())
 
@@ -96,23 +98,26 @@ def test_joins_do_not_click_and_lose_nothing(engine: OnnxVoiceEngine) -> None:
 
 def test_long_sentences_are_cut_to_what_the_voice_can_hold(engine: OnnxVoiceEngine) -> None:
     text = "and then we went on walking through the wide and windy hills " * 40
-    segments = engine.segments(text, "joe", 1.0)
+    segments = engine.segments(text, Delivery("joe"))
     assert " ".join(segment.text for segment in segments).split() == text.split()
     piper = engine._loaded["joe"]
     assert all(len(piper.phonemize(segment.text)) <= MAX_PHONEMES for segment in segments)
-    for slow in engine.segments(text, "joe", 0.25):
+    for slow in engine.segments(text, Delivery("joe", 0.25)):
         assert len(piper.phonemize(slow.text)) <= MAX_PHONEMES * 0.25
     for shout in ("WWW" * 300, "x" * 4096, "¡" * 4000 + "a"):
-        assert all(len(piper.phonemize(s.text)) <= MAX_PHONEMES for s in engine.segments(shout, "joe", 1.0))
+        assert all(
+            len(piper.phonemize(s.text)) <= MAX_PHONEMES for s in engine.segments(shout, Delivery("joe"))
+        )
 
 
 def test_no_network_is_needed() -> None:
     """In a network namespace that has not even a loopback, with an empty home directory."""
     code = (
-        "from pathlib import Path; from maya1_tts.onnx_voice import OnnxVoiceEngine\n"
+        "from pathlib import Path; from maya1_tts.engines.onnx_voice import OnnxVoiceEngine\n"
         "engine = OnnxVoiceEngine(Path('/nonexistent'), 1, 1)\n"
-        "parts = engine.segments('No network.', 'joe', 1.0)\n"
-        "print(sum(len(engine._speak(part, 'joe', 1.0)) for part in parts))"
+        "from maya1_tts.engine import Delivery\n"
+        "parts = engine.segments('No network.', Delivery('joe'))\n"
+        "print(sum(len(engine._speak(part, Delivery('joe'))) for part in parts))"
     )
     isolate = ["unshare", "--user", "--map-root-user", "--net"]
     if subprocess.run([*isolate, "true"], capture_output=True).returncode != 0:
@@ -182,6 +187,6 @@ def test_voices_that_cannot_speak_are_refused_by_name(
 
 
 def test_paragraphs_pause_longer_than_sentences(engine: OnnxVoiceEngine) -> None:
-    pauses = [segment.pause for segment in engine.segments(STORY, "joe", 1.0)]
+    pauses = [segment.pause for segment in engine.segments(STORY, Delivery("joe"))]
     assert pauses[-1] == 0
     assert pauses[2] > pauses[0] == pauses[1]

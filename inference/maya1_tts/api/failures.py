@@ -1,0 +1,40 @@
+"""Whatever goes wrong is answered in OpenAI's shape."""
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from maya1_tts.api.service import Service
+from maya1_tts.errors import ApiError, shown
+
+
+class ClientGone(Exception):
+    """Nobody is left to answer."""
+
+
+def handle_failures(app: FastAPI, service: Service) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        if error.status == 401:
+            service.metrics.auth_failures.labels(error.code).inc()
+        request.state.log |= {"code": error.code}
+        return JSONResponse(error.body(), error.status, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        path = shown(request.url.path)
+        told = {
+            404: ApiError(404, "not_found", f"There is no route {path}."),
+            405: ApiError(405, "method_not_allowed", f"{request.method} is not allowed on {path}."),
+        }.get(error.status_code) or ApiError(error.status_code, "http_error", str(error.detail))
+        return JSONResponse(told.body(), told.status, error.headers)
+
+    @app.exception_handler(ClientGone)
+    async def client_gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=499)  # for the log and the metrics; nobody reads it
+
+    @app.exception_handler(Exception)
+    async def internal_error(request: Request, error: Exception) -> Response:
+        told = ApiError(500, "internal_error", "The service failed; it has logged why.")
+        return JSONResponse(told.body(), 500)

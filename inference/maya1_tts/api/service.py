@@ -1,0 +1,89 @@
+"""Everything one process holds."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import FastAPI
+
+from maya1_tts import __version__
+from maya1_tts.auth import ANYBODY, Authenticator, Subject
+from maya1_tts.cache import Cache
+from maya1_tts.config import Settings
+from maya1_tts.engine import Delivery, Engine
+from maya1_tts.errors import ApiError, ConfigError, shown
+from maya1_tts.metrics import Metrics
+from maya1_tts.studio import Studio
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Everything one process holds. It listens at once, and is ready once the engine has spoken."""
+
+    def __init__(self, settings: Settings, load_engine: Callable[[Settings], Engine]) -> None:
+        """Raises ConfigError when a key or password file cannot be used."""
+        self.settings = settings
+        self.metrics = Metrics()
+        self.auth = Authenticator(settings) if settings.auth == "jwt" else None
+        self.cache = Cache(settings, self.metrics)
+        self.draining = False
+        self.in_flight = 0  # requests for speech that are not fully answered
+        self.on_fatal: Callable[[Exception], None] = lambda error: None
+        self._load_engine = load_engine
+        self._engine: Engine | None = None
+        self._studio: Studio | None = None
+        self.metrics.build.info({"version": __version__})
+        self.metrics.queue_limit.set(settings.queue_limit)
+        self.metrics.workers.set(settings.workers)
+        self.metrics.ready.set_function(lambda: float(self.ready))
+
+    @property
+    def ready(self) -> bool:
+        return self._studio is not None and not self.draining
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None or self._studio is None:
+            raise ApiError(503, "not_ready", "The engine is still loading.", headers={"Retry-After": "1"})
+        return self._engine
+
+    @property
+    def studio(self) -> Studio:
+        if self.draining:
+            raise ApiError(503, "draining", "This server is about to stop.", headers={"Retry-After": "1"})
+        if self._studio is None:
+            raise ApiError(503, "not_ready", "The engine is still loading.", headers={"Retry-After": "1"})
+        return self._studio
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        async with self.cache.running():
+            start = asyncio.create_task(self._start())
+            yield
+            start.cancel()
+            if self._engine:
+                self._engine.close()
+
+    async def _start(self) -> None:
+        try:
+            engine = self._engine = await asyncio.to_thread(self._load_engine, self.settings)
+            if self.settings.default_voice not in engine.voices:
+                raise ConfigError(
+                    f"MAYA1_TTS_DEFAULT_VOICE={shown(self.settings.default_voice)} is unknown; "
+                    f"allowed: {', '.join(engine.voices)}."
+                )
+            self.metrics.engine.info({"engine": engine.name, "voices": str(len(engine.voices))})
+            delivery = Delivery(self.settings.default_voice)
+            for segment in await asyncio.to_thread(engine.segments, "Ready to speak.", delivery):
+                async for _ in engine.stream(segment, delivery):
+                    pass
+            self._studio = Studio(self.settings, engine, self.cache, self.metrics)
+            log.info("ready", extra={"fields": {"engine": engine.name, "voices": list(engine.voices)}})
+        except Exception as error:
+            self.on_fatal(error)
+
+    def subject(self, authorization: str | None) -> Subject:
+        """Who asks. Raises ApiError 401 when that is not certain."""
+        return self.auth.check(authorization) if self.auth else ANYBODY

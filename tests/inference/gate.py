@@ -1,0 +1,95 @@
+"""An engine that waits for a permit before each segment: tests decide when things happen, not a clock."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
+
+import httpx
+import numpy as np
+import pytest
+from conftest import free_port, wait_for
+from maya1_tts.api import Service
+from maya1_tts.audio import FloatArray
+from maya1_tts.config import Settings
+from maya1_tts.engine import Delivery, Segment, Voice
+from maya1_tts.server import Server
+
+
+class Gate:
+    """An engine whose every segment takes one permit. The service needs no more than the protocol of it."""
+
+    name = "gate"
+    options: frozenset[str] = frozenset()
+
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
+        self.voices: Mapping[str, Voice] = {"tone": Voice("tone", "Tone", "en", 8000, "1")}
+        self.permits = threading.Semaphore(0)
+        self.spoken: list[str] = []
+
+    def segments(self, text: str, delivery: Delivery) -> list[Segment]:
+        return [Segment(word, 0.0, 0.1) for word in text.split()]
+
+    async def stream(self, segment: Segment, delivery: Delivery) -> AsyncIterator[FloatArray]:
+        while not self.permits.acquire(blocking=False):
+            await asyncio.sleep(0.005)
+        if segment.text == "explode":
+            raise RuntimeError("as asked")
+        self.spoken.append(segment.text)
+        yield np.zeros(800, dtype=np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+class Running:
+    """The service in a thread of this process, with workers=1 and room for one in the queue."""
+
+    def __init__(self) -> None:
+        self.engine = Gate()
+        self.may_load = threading.Event()
+        self.port = free_port()
+        settings = Settings(
+            environment="development", auth="none", default_voice="tone", host="127.0.0.1", port=self.port,
+            workers=1, queue_limit=1, model_aliases="",
+        )  # fmt: skip
+        self.service = Service(settings, self._load)
+        self.server = Server(self.service)
+        self._thread = threading.Thread(target=self.server.run)
+        self._thread.start()
+        wait_for(lambda: self.server.started, "the server listens")
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+
+    def _load(self, settings: Settings) -> Gate:
+        self.may_load.wait()
+        return self.engine
+
+    def metric(self, name: str) -> float:
+        return self.service.metrics.registry.get_sample_value(f"maya1_tts_{name}") or 0.0
+
+    def outcomes(self, outcome: str) -> float:
+        return (
+            self.service.metrics.registry.get_sample_value("maya1_tts_syntheses_total", {"outcome": outcome})
+            or 0.0
+        )
+
+    def request(self, text: str, stream: bool = True) -> httpx.Request:
+        body = {"model": "gate", "input": text, "response_format": "pcm", "stream": stream}
+        return httpx.Request("POST", f"http://127.0.0.1:{self.port}/v1/audio/speech", json=body)
+
+    def in_background(self, text: str, stream: bool = False) -> threading.Thread:
+        thread = threading.Thread(target=lambda: self.http.send(self.request(text, stream)))
+        thread.start()
+        return thread
+
+    def leave_early(self, text: str) -> None:
+        """Ask for something, and hang up before it comes."""
+        with httpx.Client(timeout=0.3) as client, pytest.raises(httpx.ReadTimeout):
+            client.send(self.request(text, stream=False))
+
+    def stop(self) -> None:
+        self.may_load.set()
+        self.engine.permits.release(1000)
+        self.http.close()
+        self.server.should_exit = True
+        self._thread.join()
