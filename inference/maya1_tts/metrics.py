@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 TTFA_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10)
 RTF_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5)
+QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30)
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 CACHE_RESULTS = ("hit", "miss", "bypass", "joined")
 
@@ -35,6 +36,10 @@ class Metrics:
         self.queue_depth = Gauge(
             "maya1_tts_queue_depth", "Admitted syntheses that wait for a worker.", registry=registry
         )
+        self.queue_seconds = Histogram(
+            "maya1_tts_queue_seconds", "Time from the admission of a synthesis to its first worker.",
+            buckets=QUEUE_BUCKETS, registry=registry,
+        )  # fmt: skip
         self.queue_limit = Gauge(
             "maya1_tts_queue_limit", "Syntheses that may wait before new ones are refused.", registry=registry
         )

@@ -1,5 +1,6 @@
 """Every request gets an id, a log line and its metrics."""
 
+import contextlib
 import logging
 import re
 import time
@@ -27,7 +28,7 @@ class Observe:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
         status = 499  # stands when the client leaves before an answer
-        speaks = scope["path"] == "/v1/audio/speech"
+        speaking = self._service.speaking if scope["path"] == "/v1/audio/speech" else contextlib.nullcontext
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -36,11 +37,10 @@ class Observe:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        self._service.in_flight += speaks
         try:
-            await self._app(scope, receive, send_with_id)
+            with speaking():
+                await self._app(scope, receive, send_with_id)
         finally:
-            self._service.in_flight -= speaks
             seconds = time.perf_counter() - begin
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from fastapi import FastAPI
 
@@ -29,7 +29,7 @@ class Service:
         self.auth = Authenticator(settings) if settings.auth == "jwt" else None
         self.cache = Cache(settings, self.metrics)
         self.draining = False
-        self.in_flight = 0  # requests for speech that are not fully answered
+        self.in_flight = 0  # how many are `speaking`
         self.on_fatal: Callable[[Exception], None] = lambda error: None
         self._load_engine = load_engine
         self._engine: Engine | None = None
@@ -83,6 +83,15 @@ class Service:
             log.info("ready", extra={"fields": {"engine": engine.name, "voices": list(engine.voices)}})
         except Exception as error:
             self.on_fatal(error)
+
+    @contextlib.contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Around whatever speaks to a client, until its last byte has been sent: a drain waits for it."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
     def subject(self, authorization: str | None) -> Subject:
         """Who asks. Raises ApiError 401 when that is not certain."""
