@@ -168,6 +168,12 @@ def jwt_issue(
     key: Annotated[Path | None, typer.Option(help="Private key, instead of an inventory.")] = None,
     issuer: Annotated[str | None, typer.Option(help="Issuer, with --key.")] = None,
     audience: Annotated[str | None, typer.Option(help="Audience, with --key.")] = None,
+    scope: Annotated[
+        list[tokens.Scope], typer.Option(help="What the token allows; repeatable.", show_default="speak")
+    ] = [tokens.Scope.SPEAK],  # noqa: B006  typer's way to give a list a default
+    tenant: Annotated[
+        str | None, typer.Option(help="On whose behalf the subject asks. [default: its own]")
+    ] = None,
 ) -> None:
     """Print a token, and nothing else."""
     if inventory and not key:
@@ -187,6 +193,8 @@ def jwt_issue(
             audience=signing.audience,
             subject=subject,
             ttl=_time_span(ttl),
+            scopes=scope,
+            tenant=tenant,
         )
     )
 

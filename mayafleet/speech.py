@@ -230,7 +230,9 @@ def _refusal(connection: Connection, answer: requests.Response) -> FleetError:
     except (ValueError, KeyError, TypeError):
         kind = answer.headers.get("Content-Type", "no content type")
         said, explained = f"nothing that says why ({kind})", False
-    if answer.status_code == 401:
+    if answer.status_code == 403 and explained:
+        next_step = "Show a token with that scope: `mayafleet jwt issue --scope NAME`."
+    elif answer.status_code == 401:
         next_step = "Check the host's fleet_jwt_key_file, _issuer and _audience, or the token given."
     elif answer.headers.get("Retry-After", "").isdigit():
         next_step = f"Try again in {answer.headers['Retry-After']} seconds."

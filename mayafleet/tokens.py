@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from base64 import urlsafe_b64encode
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,6 +22,14 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from mayafleet.errors import ExitCode, FleetError
+
+
+class Scope(StrEnum):
+    """What a token allows: see inference/README.md."""
+
+    SPEAK = "speak"
+    JOBS = "jobs"
+    ADMIN = "admin"
 
 
 def create_key_pair(folder: Path) -> tuple[Path, Path]:
@@ -41,12 +51,20 @@ def create_key_pair(folder: Path) -> tuple[Path, Path]:
 
 
 def issue(
-    key_file: Path, *, issuer: str, audience: str, subject: str, ttl: timedelta = timedelta(minutes=5)
+    key_file: Path,
+    *,
+    issuer: str,
+    audience: str,
+    subject: str,
+    ttl: timedelta = timedelta(minutes=5),
+    scopes: Iterable[Scope] = (Scope.SPEAK,),
+    tenant: str | None = None,
 ) -> str:
-    """A signed token that says who asks, of whom, and until when."""
+    """A signed token that says who asks, on whose behalf, of whom, for what, and until when."""
     key = _load(key_file)
     now = datetime.now(UTC)
     claims = {"iss": issuer, "aud": audience, "sub": subject, "iat": now, "nbf": now, "exp": now + ttl}
+    claims |= {"scope": " ".join(scopes)} | ({"tenant": tenant} if tenant else {})
     return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": _public_jwk(key)["kid"]})
 
 

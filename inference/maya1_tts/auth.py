@@ -1,17 +1,23 @@
-"""Bearer tokens: HS256 with a shared secret, RS256, ES256 and EdDSA with public keys from a JWKS file."""
+"""Bearer tokens: HS256 with a shared secret, RS256, ES256 and EdDSA with public keys from a JWKS file.
+
+What a token allows is its `scope`, as in RFC 8693 section 4.2 and RFC 9068 section 2.2.3.
+"""
 
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jwt
 
 from maya1_tts.config import PREFIX, Settings, read_secret
 from maya1_tts.errors import ApiError, ConfigError, shown
 
+Scope = Literal["speak", "jobs", "admin"]
+SCOPES: frozenset[Scope] = frozenset({"speak", "jobs", "admin"})
 LEEWAY_SECONDS = 10
+MAX_NAME_LENGTH = 255  # of `sub` and `tenant`; OpenID Connect Core 1.0 section 2 bounds `sub` alike
 # The key decides the algorithm, never the token: this is what makes algorithm confusion impossible.
 _ALGORITHM_OF = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
 log = logging.getLogger(__name__)
@@ -19,12 +25,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """Who asks: the token's `sub`."""
+    """Who asks (`sub`), for whom (`tenant`, by default who asks), and what is allowed."""
 
     id: str
+    tenant: str
+    scopes: frozenset[Scope]
+
+    def need(self, scope: Scope) -> None:
+        """Raises ApiError 403 unless the token has the scope."""
+        if scope not in self.scopes:
+            challenge = f'Bearer realm="maya1-tts", error="insufficient_scope", scope="{scope}"'
+            raise ApiError(
+                403,
+                "insufficient_scope",
+                f"This needs a token with the scope {scope!r}; this one has "
+                f"{', '.join(map(repr, sorted(self.scopes))) or 'none'}.",
+                headers={"WWW-Authenticate": challenge},
+            )
 
 
-ANYBODY = Subject("anybody")  # where no tokens are checked
+ANYBODY = Subject("anybody", "anybody", SCOPES)  # where no tokens are checked
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,25 @@ def _load_jwks(path: Path) -> list[Key]:
     return keys
 
 
+def _subject(claims: dict[str, Any]) -> Subject:
+    """Raises ApiError 401 when a claim has another form than it must have."""
+    scope = claims.get("scope", "")
+    listed = scope.split() if isinstance(scope, str) else scope
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise _refuse(
+            "invalid_token",
+            f"The token's 'scope' is {shown(scope)}; allowed: names with spaces between them, or a list.",
+        )
+    names = (claims["sub"], claims.get("tenant", claims["sub"]))
+    for claim, name in zip(("sub", "tenant"), names, strict=True):
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH:
+            raise _refuse(
+                "invalid_token",
+                f"The token's {claim!r} is {shown(name)}; allowed: 1 to {MAX_NAME_LENGTH} characters.",
+            )
+    return Subject(*names, SCOPES.intersection(listed))
+
+
 def _refuse(code: str, message: str) -> ApiError:
     error = "invalid_request" if code == "missing_token" else "invalid_token"
     challenge = 'Bearer realm="maya1-tts"' + ("" if code == "missing_token" else f', error="{error}"')
@@ -91,8 +130,7 @@ class Authenticator:
         if scheme.lower() != "bearer" or not token.strip():
             raise _refuse("missing_token", "This route needs the header 'Authorization: Bearer <token>'.")
         try:
-            claims = self._decode(token.strip())
-            return Subject(str(claims.get("sub", "")))
+            return _subject(self._decode(token.strip()))
         except jwt.ExpiredSignatureError:
             raise _refuse("token_expired", "The token's 'exp' lies in the past.") from None
         except jwt.ImmatureSignatureError:
@@ -134,9 +172,11 @@ class Authenticator:
                     options={
                         "require": [
                             "exp",
+                            "sub",
                             *(["aud"] if self._audience else []),
                             *(["iss"] if self._issuer else []),
                         ],
+                        "verify_sub": False,  # `_subject` does, and says more
                         "verify_aud": self._audience is not None,
                         "verify_iss": self._issuer is not None,
                     },

@@ -56,7 +56,10 @@ class Metrics:
         self.cache_up = Gauge("maya1_tts_cache_up", "1 while the cache answers, else 0.", registry=registry)
         self.ready = Gauge("maya1_tts_ready", "1 while /readyz answers 200, else 0.", registry=registry)
         self.auth_failures = Counter(
-            "maya1_tts_auth_failures", "Refused tokens.", ("code",), registry=registry
+            "maya1_tts_auth_failures",
+            "Refused tokens, and tokens without the scope of a route.",
+            ("code",),
+            registry=registry,
         )
         self.engine = Info("maya1_tts_engine", "The engine that speaks.", registry=registry)
         self.build = Info("maya1_tts_build", "This service.", registry=registry)

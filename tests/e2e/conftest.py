@@ -75,7 +75,8 @@ def client(lab: Lab, site: Site, token: str) -> Client:
 @pytest.fixture(scope="session")
 def claims() -> dict[str, Any]:
     now = int(time.time())
-    return {"iss": "maya1-lab", "aud": "maya1-tts", "sub": "tests", "iat": now, "exp": now + 3600}
+    who = {"iss": "maya1-lab", "aud": "maya1-tts", "sub": "tests", "scope": "speak"}
+    return who | {"iat": now, "exp": now + 3600}
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,15 @@ def test_wrong_claims(
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, code)
 
 
+def test_a_token_without_the_scope(client: Client, lab: Lab, claims: dict[str, Any], key_id: str) -> None:
+    token = jwt.encode(
+        claims | {"scope": "jobs"}, lab.signing_key, algorithm="EdDSA", headers={"kid": key_id}
+    )
+    answer = Client(lab, token).speak()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope")
+    assert 'scope="speak"' in answer.headers["WWW-Authenticate"]
+
+
 def test_wrong_signatures(client: Client, lab: Lab, token: str, claims: dict[str, Any], key_id: str) -> None:
     stranger = jwt.encode(claims, Ed25519PrivateKey.generate(), algorithm="EdDSA", headers={"kid": key_id})
     unsigned = jwt.encode(claims, "", algorithm="none", headers={"kid": key_id})

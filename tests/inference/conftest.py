@@ -48,7 +48,14 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
 def token(
     key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any
 ) -> str:
-    body: dict[str, Any] = {"exp": time.time() + 600, "iss": ISSUER, "aud": AUDIENCE} | claims
+    body: dict[str, Any] = {
+        "exp": time.time() + 600,
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "tests",
+        "scope": "speak",
+    }
+    body |= claims
     body = {name: value for name, value in body.items() if value is not None}
     return jwt.encode(body, key, algorithm=algorithm, headers=headers)
 

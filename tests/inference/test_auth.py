@@ -13,7 +13,7 @@ import pytest
 from conftest import AUDIENCE, ISSUER, SECRET, Service, token
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from maya1_tts.auth import Authenticator
+from maya1_tts.auth import ANYBODY, SCOPES, Authenticator, Subject
 from maya1_tts.config import Settings
 from maya1_tts.errors import ApiError, ConfigError
 
@@ -67,7 +67,7 @@ def unsigned(header: dict[str, Any], signature: bytes = b"") -> str:
     def part(data: bytes) -> str:
         return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
-    claims = {"exp": time.time() + 600, "iss": ISSUER, "aud": AUDIENCE}
+    claims = {"exp": time.time() + 600, "iss": ISSUER, "aud": AUDIENCE, "sub": "tests"}
     return ".".join([part(json.dumps(header).encode()), part(json.dumps(claims).encode()), part(signature)])
 
 
@@ -89,6 +89,16 @@ def test_shared_secret(secret: Path) -> None:
         f"Bearer {token(exp=now - 60)}": "token_expired",
         f"Bearer {token(exp=None)}": "invalid_token",
         f"Bearer {token(exp='soon')}": "invalid_token",
+        f"Bearer {token(sub=None)}": "invalid_token",
+        f"Bearer {token(sub='')}": "invalid_token",
+        f"Bearer {token(sub=7)}": "invalid_token",
+        f"Bearer {token(sub='s' * 255)}": None,
+        f"Bearer {token(sub='s' * 256)}": "invalid_token",
+        f"Bearer {token(tenant='')}": "invalid_token",
+        f"Bearer {token(tenant=['acme'])}": "invalid_token",
+        f"Bearer {token(scope=7)}": "invalid_token",
+        f"Bearer {token(scope=['speak', 7])}": "invalid_token",
+        f"Bearer {token(scope=None)}": None,
         f"Bearer {token(nbf=now + 60)}": "token_not_yet_valid",
         f"Bearer {token(aud='other')}": "invalid_audience",
         f"Bearer {token(aud=None)}": "invalid_audience",
@@ -111,6 +121,21 @@ def test_shared_secret(secret: Path) -> None:
     }
     assert {header: code(auth, header) for header in expected} == expected
     assert code(auth, None) == "missing_token"
+
+
+def test_who_asks_for_whom_and_what_is_allowed(secret: Path) -> None:
+    auth = authenticator(jwt_secret_file=secret)
+    for scope, expected in (
+        ("speak jobs", {"speak", "jobs"}),
+        (["speak", "jobs"], {"speak", "jobs"}),
+        ("openid speaker  admin ", {"admin"}),
+        ("", set()),
+        (None, set()),
+    ):
+        made = token(sub="me", scope=scope)
+        assert auth.check(f"Bearer {made}") == Subject("me", "me", frozenset(expected)), scope
+    assert auth.check(f"Bearer {token(sub='me', tenant='acme')}").tenant == "acme"
+    assert ANYBODY.scopes == SCOPES
 
 
 def test_public_keys(jwks: Path) -> None:

@@ -79,7 +79,20 @@ def test_jwt_issue_prints_a_token_and_nothing_else(
     assert mayafleet(monkeypatch, "jwt", "issue", *given) == ExitCode.OK
     printed = capsys.readouterr().out
     claims = jwt.decode(printed.rstrip("\n"), options={"verify_signature": False})
-    assert (claims["sub"], claims["exp"] - claims["iat"]) == ("s", 7200)
+    assert (claims["sub"], claims["exp"] - claims["iat"], claims["scope"]) == ("s", 7200, "speak")
+
+
+def test_jwt_issue_names_what_the_token_allows_and_for_whom(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    private, _ = tokens.create_key_pair(tmp_path)
+    given = ("jwt", "issue", "--key", str(private), "--issuer", "i", "--audience", "a", "--subject", "s")
+    chosen = ("--scope", "speak", "--scope", "jobs", "--tenant", "acme")
+    assert mayafleet(monkeypatch, *given, *chosen) == ExitCode.OK
+    claims = jwt.decode(capsys.readouterr().out.rstrip("\n"), options={"verify_signature": False})
+    assert (claims["scope"], claims["tenant"]) == ("speak jobs", "acme")
+    assert mayafleet(monkeypatch, *given, "--scope", "fly") == ExitCode.USAGE
+    assert "'fly'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

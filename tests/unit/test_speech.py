@@ -78,6 +78,8 @@ class Answers(BaseHTTPRequestHandler):
                 self.chunks([STREAMED_HEADER])
             case "no token":
                 self.refuse(401, "The token has expired.", "token_expired")
+            case "no scope":
+                self.refuse(403, "This needs the scope 'speak'.", "insufficient_scope")
             case "too many":
                 self.refuse(429, "All 4 slots are taken.", "too_many_requests", {"Retry-After": "7"})
             case "no such voice":
@@ -218,6 +220,7 @@ def test_the_service_is_asked_as_openai_clients_ask(
     ("text", "message", "next_step"),
     [
         ("no token", r"answered 401: The token has expired\. \(code token_expired\)", "fleet_jwt_key_file"),
+        ("no scope", r"answered 403: .* \(code insufficient_scope\)", "--scope NAME"),
         ("too many", r"answered 429: All 4 slots are taken\. \(code too_many_requests\)", "in 7 seconds"),
         (
             "no such voice",

@@ -20,7 +20,8 @@ def test_hosts_accept_a_token_by_the_public_half(tmp_path: Path) -> None:
     (key,) = jwt.PyJWKSet.from_json(public.read_text()).keys
     assert jwt.get_unverified_header(token)["kid"] == key.key_id
     claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="tts", issuer="fleet")
-    assert claims["sub"] == "me"
+    assert (claims["sub"], claims["scope"]) == ("me", "speak")
+    assert "tenant" not in claims
     assert claims["exp"] - claims["iat"] == 300
     assert claims["nbf"] == claims["iat"]
 

@@ -16,8 +16,6 @@ class ClientGone(Exception):
 def handle_failures(app: FastAPI, service: Service) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
-        if error.status == 401:
-            service.metrics.auth_failures.labels(error.code).inc()
         request.state.log |= {"code": error.code}
         return JSONResponse(error.body(), error.status, error.headers)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from fastapi import FastAPI
 
 from maya1_tts import __version__
-from maya1_tts.auth import ANYBODY, Authenticator, Subject
+from maya1_tts.auth import ANYBODY, Authenticator, Scope, Subject
 from maya1_tts.cache import Cache
 from maya1_tts.config import Settings
 from maya1_tts.engine import Delivery, Engine
@@ -93,6 +93,13 @@ class Service:
         finally:
             self.in_flight -= 1
 
-    def subject(self, authorization: str | None) -> Subject:
-        """Who asks. Raises ApiError 401 when that is not certain."""
-        return self.auth.check(authorization) if self.auth else ANYBODY
+    def subject(self, authorization: str | None, scope: Scope | None = None) -> Subject:
+        """Who asks. Raises ApiError 401 when that is not certain, 403 when the token lacks the scope."""
+        try:
+            subject = self.auth.check(authorization) if self.auth else ANYBODY
+            if scope:
+                subject.need(scope)
+            return subject
+        except ApiError as error:
+            self.metrics.auth_failures.labels(error.code).inc()
+            raise

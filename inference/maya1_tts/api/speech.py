@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def speech_routes(service: Service) -> APIRouter:
-    router = APIRouter(dependencies=[allowed(service)])
+    router = APIRouter(dependencies=[allowed(service, "speak")])
 
     @router.post("/v1/audio/speech")
     async def speech(request: Request) -> Response:
