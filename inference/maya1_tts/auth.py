@@ -3,8 +3,12 @@
 What a token allows is its `scope`, as in RFC 8693 section 4.2 and RFC 9068 section 2.2.3.
 """
 
+import hashlib
 import json
 import logging
+import os
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +21,7 @@ from maya1_tts.errors import ApiError, ConfigError, shown
 Scope = Literal["speak", "jobs", "admin"]
 SCOPES: frozenset[Scope] = frozenset({"speak", "jobs", "admin"})
 LEEWAY_SECONDS = 10
+MAX_REMEMBERED = 4096  # tokens; about 1 MB
 MAX_NAME_LENGTH = 255  # of `sub` and `tenant`; OpenID Connect Core 1.0 section 2 bounds `sub` alike
 # The key decides the algorithm, never the token: this is what makes algorithm confusion impossible.
 _ALGORITHM_OF = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
@@ -52,6 +57,15 @@ class Key:
     id: str | None
     algorithm: str
     material: Any  # bytes for HS256, a public key object of `cryptography` for the others
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes with the file; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _load_secret(path: Path) -> list[Key]:
@@ -110,7 +124,11 @@ def _refuse(code: str, message: str) -> ApiError:
 
 
 class Authenticator:
-    """Checks `Authorization` headers. Key files are read again when they change on disk."""
+    """Checks `Authorization` headers. Key files are read again when they change on disk.
+
+    Checking a public-key signature costs more than a cached answer, so valid tokens are remembered, by hash,
+    until they expire or the keys change. Not for use by several threads.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError when a key file cannot be used."""
@@ -122,15 +140,33 @@ class Authenticator:
         ]
         self._seen = self._stamp()
         self._keys = self._load()
+        self._remembered: OrderedDict[bytes, tuple[Subject, float]] = (
+            OrderedDict()
+        )  # least recently used first
 
     def check(self, header: str | None) -> Subject:
         """Whose token it is. Raises ApiError 401 with a stable code unless it is valid."""
         self._reload_if_changed()
         scheme, _, token = (header or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
             raise _refuse("missing_token", "This route needs the header 'Authorization: Bearer <token>'.")
+        digest = hashlib.sha256(token.encode()).digest()
+        subject, until = self._remembered.get(digest, (None, 0.0))
+        if subject and time.time() < until:
+            self._remembered.move_to_end(digest)
+            return subject
+        claims = self._verified(token)
+        subject = _subject(claims)
+        self._remembered[digest] = subject, claims["exp"]
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return subject
+
+    def _verified(self, token: str) -> dict[str, Any]:
+        """The claims of a valid token."""
         try:
-            return _subject(self._decode(token.strip()))
+            return self._decode(token)
         except jwt.ExpiredSignatureError:
             raise _refuse("token_expired", "The token's 'exp' lies in the past.") from None
         except jwt.ImmatureSignatureError:
@@ -188,9 +224,8 @@ class Authenticator:
     def _load(self) -> list[Key]:
         return [key for path, load in self._files for key in load(path)]
 
-    def _stamp(self) -> list[tuple[int, int, int]]:
-        stats = (path.stat() for path, _ in self._files if path.exists())
-        return [(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]
+    def _stamp(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(path) for path, _ in self._files]
 
     def _reload_if_changed(self) -> None:
         stamp = self._stamp()
@@ -199,6 +234,7 @@ class Authenticator:
         self._seen = stamp
         try:
             self._keys = self._load()
+            self._remembered.clear()
             log.info("read the token keys again")
         except ConfigError as error:
             log.error("kept the old token keys: %s", error)

@@ -13,6 +13,7 @@ import pytest
 from conftest import AUDIENCE, ISSUER, SECRET, Service, token
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from maya1_tts import auth as auth_module
 from maya1_tts.auth import ANYBODY, SCOPES, Authenticator, Subject
 from maya1_tts.config import Settings
 from maya1_tts.errors import ApiError, ConfigError
@@ -182,6 +183,60 @@ def test_changed_files_are_read_again_and_broken_ones_are_not(tmp_path: Path, jw
     assert code(auth, new) is None
     jwks.unlink()
     assert code(auth, new) is None
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokens whose signature was really checked: a spy on PyJWT, which still does its work."""
+    seen: list[str] = []
+    real = jwt.decode
+
+    def decode(token: str, *arguments: Any, **options: Any) -> Any:
+        seen.append(token)
+        return real(token, *arguments, **options)
+
+    monkeypatch.setattr(jwt, "decode", decode)
+    return seen
+
+
+def test_a_valid_token_is_verified_once(jwks: Path, verified: list[str]) -> None:
+    auth = authenticator(jwks_file=jwks)
+    good, bad = token(RSA, "RS256", sub="me"), token(OTHER_ED, "EdDSA")
+    assert {auth.check(f"Bearer {good}").id for _ in range(3)} == {"me"}
+    assert [code(auth, f"Bearer {bad}") for _ in range(2)] == ["invalid_signature"] * 2
+    assert (verified.count(good), verified.count(bad)) == (1, 2)
+    assert code(auth, f"Bearer {good[:-8]}AAAAAAAA") == "invalid_signature"
+
+
+def test_a_rotated_key_ends_remembered_tokens(tmp_path: Path, jwks: Path) -> None:
+    auth = authenticator(jwks_file=jwks)
+    old = f"Bearer {token(ED, 'EdDSA')}"
+    assert [code(auth, old), code(auth, old)] == [None, None]
+    write_jwks(tmp_path / "new.json", jwk("EdDSA", OTHER_ED)).replace(jwks)
+    assert code(auth, old) == "invalid_signature"
+
+
+def test_a_remembered_token_expires(
+    secret: Path, verified: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auth = authenticator(jwt_secret_file=secret)
+    now = time.time()
+    made = token(exp=now + 300)
+    assert code(auth, f"Bearer {made}") is None
+    monkeypatch.setattr(auth_module.time, "time", lambda: now + 301)
+    code(auth, f"Bearer {made}")
+    assert verified == [made, made]
+
+
+def test_the_longest_unused_token_is_forgotten_first(
+    secret: Path, verified: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth_module, "MAX_REMEMBERED", 2)
+    auth = authenticator(jwt_secret_file=secret)
+    a, b, c = (token(sub=name) for name in "abc")
+    for made in (a, b, a, c, a, b):
+        auth.check(f"Bearer {made}")
+    assert verified == [a, b, c, b]
 
 
 @pytest.mark.parametrize(
