@@ -13,6 +13,7 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int16]
 Format = Literal["mp3", "opus", "flac", "wav", "pcm"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+SampleRate = Literal[8000, 16000, 24000, 48000]  # what every format can hold
 MEDIA_TYPES: dict[Format, str] = {
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
@@ -77,28 +78,40 @@ def to_int16(samples: FloatArray) -> IntArray:
 
 
 class Encoder:
-    """Encodes mono int16 samples as they come.
+    """Encodes mono int16 samples of `rate` as they come, into a file of `file_rate`, both in Hz.
 
     `write` and `finish` return the bytes to send on now. `complete` is, after `finish`, the same audio as one
     file whose header also knows the length, which a stream cannot know when its first byte leaves.
     This base class is the `pcm` format: little-endian samples and nothing else.
     """
 
-    def __init__(self, rate: int) -> None:
-        self.rate = rate
+    def __init__(self, rate: int, file_rate: int) -> None:
+        self.rate = file_rate
         self._file = io.BytesIO()
         self._sent = 0
+        self._resampler = (
+            soxr.ResampleStream(rate, file_rate, 1, dtype="int16") if rate != file_rate else None
+        )
 
     def write(self, samples: IntArray) -> bytes:
-        self._file.write(samples.astype("<i2").tobytes())
+        self._append(self._resampler.resample_chunk(samples) if self._resampler else samples)
         return self._unsent()
 
     def finish(self) -> bytes:
+        if self._resampler:
+            self._append(self._resampler.resample_chunk(np.zeros(0, dtype=np.int16), last=True))
+        self._close()
         return self._unsent()
 
     @property
     def complete(self) -> bytes:
         return self._file.getvalue()
+
+    def _append(self, samples: IntArray) -> None:
+        self._file.write(samples.astype("<i2").tobytes())
+
+    def _close(self) -> None:
+        """Whatever the file wants when its last sample is written."""
 
     def _unsent(self) -> bytes:
         with self._file.getbuffer() as buffer:
@@ -110,8 +123,8 @@ class Encoder:
 class WavEncoder(Encoder):
     """One header, then samples. While streaming, both sizes say 0xFFFFFFFF, the usual mark for "unknown"."""
 
-    def __init__(self, rate: int) -> None:
-        super().__init__(rate)
+    def __init__(self, rate: int, file_rate: int) -> None:
+        super().__init__(rate, file_rate)
         self._file.write(self._header(0xFFFFFFFF, 0xFFFFFFFF))
 
     def _header(self, riff_size: int, data_size: int) -> bytes:
@@ -120,12 +133,10 @@ class WavEncoder(Encoder):
         riff = struct.pack("<4sI4s4sI", b"RIFF", riff_size, b"WAVE", b"fmt ", 16)
         return riff + fmt + struct.pack("<4sI", b"data", data_size)
 
-    def finish(self) -> bytes:
-        tail = self._unsent()
+    def _close(self) -> None:
         size = self._file.tell()
         self._file.seek(0)
         self._file.write(self._header(size - 8, size - 44))
-        return tail
 
 
 # mp3 is constant bit rate (64 kbit/s at 22.05 kHz), so that a player can tell the length of a stream that has
@@ -142,28 +153,26 @@ _SNDFILE: dict[Format, dict[str, Any]] = {
 class SndfileEncoder(Encoder):
     """mp3, flac and opus through libsndfile, which rewrites its header in place when the file is closed."""
 
-    def __init__(self, rate: int, format: Format) -> None:
-        super().__init__(rate)
-        self._resample = soxr.ResampleStream(rate, OPUS_RATE, 1, dtype="int16") if format == "opus" else None
-        file_rate = OPUS_RATE if self._resample else rate
+    def __init__(self, rate: int, file_rate: int, format: Format) -> None:
+        super().__init__(rate, file_rate)
         self._sound = soundfile.SoundFile(self._file, "w", file_rate, 1, **_SNDFILE[format])
 
-    def write(self, samples: IntArray) -> bytes:
-        if self._resample:
-            samples = self._resample.resample_chunk(samples)
+    def _append(self, samples: IntArray) -> None:
         self._sound.write(samples)
-        return self._unsent()
 
-    def finish(self) -> bytes:
-        if self._resample:
-            self._sound.write(self._resample.resample_chunk(np.zeros(0, dtype=np.int16), last=True))
+    def _close(self) -> None:
         self._sound.close()
-        return self._unsent()
 
 
-def encoder(format: Format, rate: int) -> Encoder:
+def file_rate(format: Format, rate: int) -> int:
+    """The sample rate in Hz of a file for which none was asked. rate: that of the voice."""
+    return OPUS_RATE if format == "opus" else rate
+
+
+def encoder(format: Format, rate: int, rate_of_file: int | None = None) -> Encoder:
+    rates = (rate, rate_of_file or file_rate(format, rate))
     if format == "pcm":
-        return Encoder(rate)
+        return Encoder(*rates)
     if format == "wav":
-        return WavEncoder(rate)
-    return SndfileEncoder(rate, format)
+        return WavEncoder(*rates)
+    return SndfileEncoder(*rates, format)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 import struct
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from maya1_tts.config import Settings, read_secret
+from maya1_tts.engine import Timing
 from maya1_tts.metrics import Metrics
 
 TIMEOUT_SECONDS = 0.25  # what one request loses at most when Redis hangs; after that the cache counts as down
@@ -24,22 +26,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """A complete audio file and its length in samples."""
+    """A complete audio file, its length in samples, and where its segments lie."""
 
     samples: int
     body: bytes
+    timings: tuple[Timing, ...] = ()
 
     def pack(self) -> bytes:
-        payload = struct.pack("<Q", self.samples) + self.body
+        timings = json.dumps([(timing.text, timing.start, timing.end) for timing in self.timings]).encode()
+        payload = struct.pack("<QI", self.samples, len(timings)) + timings + self.body
         return hashlib.sha256(payload).digest() + payload
 
     @classmethod
     def unpack(cls, value: bytes) -> "Entry | None":
         """None when the value was cut short or altered."""
         checksum, payload = value[:32], value[32:]
-        if len(payload) <= 8 or hashlib.sha256(payload).digest() != checksum:
+        if len(payload) <= 12 or hashlib.sha256(payload).digest() != checksum:
             return None
-        return cls(struct.unpack("<Q", payload[:8])[0], payload[8:])
+        samples, size = struct.unpack("<QI", payload[:12])
+        timings = tuple(Timing(*timing) for timing in json.loads(payload[12 : 12 + size]))
+        return cls(samples, payload[12 + size :], timings)
 
 
 class Cache:

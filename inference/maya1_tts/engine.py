@@ -47,6 +47,15 @@ class Segment:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Where a segment lies in the audio: samples at the voice's rate, the pause behind it included."""
+
+    text: str
+    start: int
+    end: int
+
+
 class Engine(Protocol):
     """Speaks text. Equal arguments give equal samples, else caching would be wrong."""
 

@@ -2,12 +2,12 @@
 
 import json
 import re
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from maya1_tts.audio import FORMATS, Format
+from maya1_tts.audio import FORMATS, Format, SampleRate
 from maya1_tts.config import Settings
 from maya1_tts.engine import Delivery, Engine
 from maya1_tts.errors import ApiError, shown
@@ -20,7 +20,9 @@ _ALLOWED = {
     "response_format": ", ".join(FORMATS),
     "speed": "a number from 0.25 to 4.0",
     "stream": "true or false",
-    "stream_format": "'audio'",
+    "stream_format": "'audio' or 'sse'",
+    "sample_rate": ", ".join(map(str, get_args(SampleRate))),
+    "timestamps": "'segment'",
     "instructions": "nothing or an empty text with this engine",
 }
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -38,6 +40,8 @@ class SpeechRequest(BaseModel):
     speed: Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)] = 1.0
     stream: bool = False
     stream_format: Literal["audio", "sse"] | None = None
+    sample_rate: SampleRate | None = None
+    timestamps: Literal["segment", "word"] | None = None
     instructions: str | None = None
 
 
@@ -124,12 +128,21 @@ def to_order(request: SpeechRequest, settings: Settings, engine: Engine) -> Orde
             f"'voice' is {shown(request.voice)}; allowed: {', '.join(engine.voices)}.",
             "voice",
         )
-    if request.stream_format == "sse":
+    if request.timestamps == "word":
         raise ApiError(
             400,
             "unsupported_parameter",
-            "'stream_format' is 'sse', which is not supported; allowed: 'audio'.",
-            "stream_format",
+            f"'timestamps' is 'word', but engine {engine.name} does not know where words lie; "
+            f"allowed: {_ALLOWED['timestamps']}.",
+            "timestamps",
+        )
+    if request.timestamps and request.stream_format != "sse" and (request.stream or request.stream_format):
+        raise ApiError(
+            400,
+            "unsupported_parameter",
+            "'timestamps' is 'segment', for which a stream of audio has no place; "
+            "allowed: with 'stream_format' 'sse', or without a stream.",
+            "timestamps",
         )
     if request.instructions:
         raise ApiError(
@@ -139,7 +152,8 @@ def to_order(request: SpeechRequest, settings: Settings, engine: Engine) -> Orde
             "allowed: leave it out.",
             "instructions",
         )
-    return Order(request.input, voice, request.response_format, Delivery(voice.id, request.speed))
+    delivery = Delivery(voice.id, request.speed)
+    return Order(request.input, voice, request.response_format, delivery, request.sample_rate)
 
 
 def _check_text(text: str, limit: int) -> None:

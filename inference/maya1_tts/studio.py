@@ -5,13 +5,13 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
-from maya1_tts.audio import ENCODER_REVISION, Format, encoder, to_int16
+from maya1_tts.audio import ENCODER_REVISION, Format, encoder, file_rate, to_int16
 from maya1_tts.cache import Cache, Entry
 from maya1_tts.config import Settings
-from maya1_tts.engine import Delivery, Engine, Voice
+from maya1_tts.engine import Delivery, Engine, Timing, Voice
 from maya1_tts.errors import ApiError
 from maya1_tts.metrics import Metrics
 
@@ -26,18 +26,24 @@ class Order:
     voice: Voice
     format: Format
     delivery: Delivery
+    sample_rate: int | None = None  # of the file, in Hz; None: as the voice and the format have it
+
+    @property
+    def file_rate(self) -> int:
+        return self.sample_rate or file_rate(self.format, self.voice.sample_rate)
 
 
 class Speech:
     """One order being carried out, for every request that asked for the same thing at the same time.
 
-    `pieces` grows while audio is made; `complete` is, in the end, the whole file with lengths in its header.
+    `pieces` grows while audio is made: encoded audio, and behind that of each segment its timing. `complete`
+    is, in the end, the whole file with lengths in its header.
     """
 
     def __init__(self, order: Order) -> None:
         self.order = order
         self.cache = "bypass"
-        self.pieces: list[bytes] = []
+        self.pieces: list[bytes | Timing] = []
         self.complete: bytes | None = None
         self.samples = 0
         self.busy_seconds = 0.0
@@ -54,7 +60,19 @@ class Speech:
     def over(self) -> bool:
         return self.complete is not None or self.error is not None
 
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """Those of the segments that are finished."""
+        return tuple(piece for piece in self.pieces if isinstance(piece, Timing))
+
     async def stream(self) -> AsyncIterator[bytes]:
+        """The audio, from its beginning, as it comes. Raises ApiError when the synthesis fails."""
+        async with contextlib.aclosing(self.follow()) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, bytes):
+                    yield piece
+
+    async def follow(self) -> AsyncGenerator[bytes | Timing]:
         """The pieces, from the first, as they come. Raises ApiError when the synthesis fails."""
         sent = 0
         while True:
@@ -77,7 +95,7 @@ class Speech:
         assert self.complete is not None  # noqa: S101
         return self.complete
 
-    async def add(self, piece: bytes, samples: int = 0) -> None:
+    async def add(self, piece: bytes | Timing, samples: int = 0) -> None:
         self.samples += samples
         if piece:
             self.pieces.append(piece)
@@ -136,7 +154,8 @@ class Studio:
         """Over everything that changes a byte of the result."""
         parts = (
             self._engine.name, ENCODER_REVISION, order.voice.id, order.voice.revision,
-            str(order.voice.sample_rate), order.format, repr(order.delivery), order.text,
+            str(order.voice.sample_rate), str(order.file_rate), order.format, repr(order.delivery),
+            order.text,
         )  # fmt: skip
         digest = hashlib.sha256()
         for part in parts:
@@ -152,10 +171,12 @@ class Studio:
             self._metrics.cache_requests.labels(speech.cache).inc()
             if entry:
                 await speech.add(entry.body, entry.samples)
+                for timing in entry.timings:
+                    await speech.add(timing)
                 await speech.finish(entry.body)
                 return
             complete = await self._synthesise(speech)
-            await self._cache.set(key, Entry(speech.samples, complete))
+            await self._cache.set(key, Entry(speech.samples, complete, speech.timings))
             self._metrics.audio_seconds.inc(speech.seconds)
             self._metrics.rtf.observe(speech.busy_seconds / speech.seconds)
             self._metrics.syntheses.labels("done").inc()
@@ -189,12 +210,14 @@ class Studio:
         try:
             order = speech.order
             segments = await asyncio.to_thread(self._engine.segments, order.text, order.delivery)
-            file = encoder(order.format, order.voice.sample_rate)
+            file = encoder(order.format, order.voice.sample_rate, order.file_rate)
             for segment in segments:
+                start = speech.samples
                 async with self._worker(speech):
                     async for block in self._engine.stream(segment, order.delivery):
                         samples = to_int16(block)
                         await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
+                await speech.add(Timing(segment.text, start, speech.samples))
             await speech.add(await asyncio.to_thread(file.finish))
             return file.complete
         finally:

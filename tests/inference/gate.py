@@ -73,8 +73,12 @@ class Running:
             or 0.0
         )
 
-    def request(self, text: str, stream: bool = True) -> httpx.Request:
-        body = {"model": "gate", "input": text, "response_format": "pcm", "stream": stream}
+    def until_ready(self) -> "Running":
+        wait_for(lambda: self.http.get("/readyz").status_code == 200, "warm-up")
+        return self
+
+    def request(self, text: str, stream: bool = True, **fields: object) -> httpx.Request:
+        body = {"model": "gate", "input": text, "response_format": "pcm", "stream": stream} | fields
         return httpx.Request("POST", f"http://127.0.0.1:{self.port}/v1/audio/speech", json=body)
 
     def in_background(self, text: str, stream: bool = False) -> threading.Thread:

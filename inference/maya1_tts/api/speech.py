@@ -1,21 +1,31 @@
 """POST /v1/audio/speech."""
 
 import asyncio
+import base64
+import json
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from maya1_tts.api.access import allowed
 from maya1_tts.api.failures import ClientGone
 from maya1_tts.api.service import Service
 from maya1_tts.audio import MEDIA_TYPES
+from maya1_tts.engine import Timing
+from maya1_tts.errors import ApiError
 from maya1_tts.request import parse, read_body, to_order
-from maya1_tts.studio import Speech, Studio
+from maya1_tts.studio import Speech
 
+TOKENS_PER_SECOND = 20  # about what OpenAI counts for its own speech; the engines here have no common token
+DELTA_BYTES = (
+    49152  # of audio in one event: a hit comes in one piece, but no client expects megabytes in a line
+)
+Pieces = AsyncIterator[bytes | Timing]
 T = TypeVar("T")
 
 
@@ -30,7 +40,7 @@ def speech_routes(service: Service) -> APIRouter:
         asked = parse(body, request.headers.get("content-type", ""))
         order = to_order(asked, service.settings, engine)
         spoken = studio.listen(order)
-        pieces = spoken.stream()
+        pieces = spoken.follow()
         try:
             # The headers wait for the first sound, so that whatever fails before it is a real HTTP error.
             first = await _unless_gone(request, anext(pieces))
@@ -40,14 +50,24 @@ def speech_routes(service: Service) -> APIRouter:
                 "X-Engine": engine.name,
                 "X-Voice": order.voice.id,
                 "X-Cache": spoken.cache,
-                "X-Sample-Rate": str(order.voice.sample_rate),
+                "X-Sample-Rate": str(order.file_rate),
             }
             request.state.log |= {"voice": order.voice.id, "format": order.format, "cache": spoken.cache}
             request.state.log |= {"chars": len(order.text), "ttfa_seconds": round(ttfa, 4)}
+            if asked.stream_format == "sse":
+                events = _events(spoken, _chain(first, pieces), bool(asked.timestamps))
+                headers["Cache-Control"] = "no-store"
+                return StreamingResponse(
+                    _then(events, lambda: studio.leave(spoken)),
+                    headers=headers,
+                    media_type="text/event-stream",
+                )
             media_type = MEDIA_TYPES[order.format]
             if asked.stream or asked.stream_format == "audio":
-                rest = _leave_after(studio, spoken, first, pieces)
-                return StreamingResponse(rest, media_type=media_type, headers=headers)
+                audio = _audio(_chain(first, pieces))
+                return StreamingResponse(
+                    _then(audio, lambda: studio.leave(spoken)), headers=headers, media_type=media_type
+                )
             complete = await _unless_gone(request, spoken.whole())
             headers["X-Audio-Duration-Seconds"] = f"{spoken.seconds:.3f}"
             headers["X-TTFA-Seconds"] = f"{ttfa:.4f}"
@@ -56,6 +76,8 @@ def speech_routes(service: Service) -> APIRouter:
             studio.leave(spoken)
             raise
         studio.leave(spoken)
+        if asked.timestamps:
+            return JSONResponse(_with_timings(spoken, complete), headers=headers)
         return Response(complete, media_type=media_type, headers=headers)
 
     return router
@@ -80,12 +102,72 @@ async def _unless_gone(request: Request, result: Awaitable[T]) -> T:
         gone.cancel()
 
 
-async def _leave_after(
-    studio: Studio, spoken: Speech, first: bytes, pieces: AsyncIterator[bytes]
-) -> AsyncIterator[bytes]:
+async def _chain(first: bytes | Timing, rest: Pieces) -> Pieces:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+async def _then(stream: AsyncIterator[T], done: Callable[[], None]) -> AsyncIterator[T]:
+    """The stream, and `done` when it is over or nobody listens any more."""
     try:
-        yield first
-        async for piece in pieces:
-            yield piece
+        async for item in stream:
+            yield item
     finally:
-        studio.leave(spoken)
+        done()
+
+
+async def _audio(pieces: Pieces) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+
+
+async def _events(spoken: Speech, pieces: Pieces, timestamps: bool) -> AsyncIterator[str]:
+    """OpenAI's events `speech.audio.delta` and `speech.audio.done`; ours, `speech.audio.segment`, on demand.
+
+    A failure midway is an event of the type `error`, in the shape that OpenAI's clients raise as APIError.
+    Source: https://platform.openai.com/docs/api-reference/audio/speech-audio-delta-event
+    """
+    try:
+        async for piece in pieces:
+            if isinstance(piece, bytes):
+                for start in range(0, len(piece), DELTA_BYTES):
+                    audio = base64.b64encode(piece[start : start + DELTA_BYTES]).decode()
+                    yield _event("speech.audio.delta", audio=audio)
+            elif timestamps:
+                yield _event("speech.audio.segment", **segment(spoken, piece))
+        rtf = spoken.busy_seconds / spoken.seconds
+        yield _event(
+            "speech.audio.done",
+            usage=usage(spoken),
+            audio_seconds=round(spoken.seconds, 6),
+            rtf=round(rtf, 4),
+        )
+    except ApiError as error:
+        yield _event("error", **error.body())
+
+
+def _event(type: str, **fields: Any) -> str:
+    return f"data: {json.dumps({'type': type, **fields})}\n\n"
+
+
+def segment(spoken: Speech, timing: Timing) -> dict[str, Any]:
+    rate = spoken.order.voice.sample_rate
+    return {"text": timing.text, "start": round(timing.start / rate, 6), "end": round(timing.end / rate, 6)}
+
+
+def usage(spoken: Speech) -> dict[str, int]:
+    heard, said = len(spoken.order.text), math.ceil(spoken.seconds * TOKENS_PER_SECOND)
+    return {"input_tokens": heard, "output_tokens": said, "total_tokens": heard + said}
+
+
+def _with_timings(spoken: Speech, complete: bytes) -> dict[str, Any]:
+    return {
+        "audio": base64.b64encode(complete).decode(),
+        "response_format": spoken.order.format,
+        "sample_rate": spoken.order.file_rate,
+        "audio_seconds": round(spoken.seconds, 6),
+        "segments": [segment(spoken, timing) for timing in spoken.timings],
+        "usage": usage(spoken),
+    }
