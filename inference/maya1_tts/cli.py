@@ -4,6 +4,8 @@ import argparse
 import http.client
 import logging
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from maya1_tts.config import load_settings
 from maya1_tts.errors import ConfigError
@@ -48,15 +50,41 @@ def voices() -> int:
     return 0
 
 
+def make_tiny_model(folder: Path) -> int:
+    from maya1_tts.engines.maya1.tiny import make_tiny_model
+
+    make_tiny_model(folder)
+    return 0
+
+
+def checksum_model(folder: Path) -> int:
+    from maya1_tts.engines.maya1.folder import open_folder, write_sums
+
+    write_sums(folder)
+    open_folder(folder)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="maya1-tts", description="OpenAI-compatible speech service.")
     commands = parser.add_subparsers(dest="command", required=True)
-    actions = {"serve": serve, "healthcheck": healthcheck, "voices": voices}
+    actions: dict[str, Callable[..., int]] = {
+        "serve": serve,
+        "healthcheck": healthcheck,
+        "voices": voices,
+        "make-tiny-model": make_tiny_model,
+        "checksum-model": checksum_model,
+    }
     commands.add_parser("serve", help="run the service; configured by MAYA1_TTS_* variables")
     commands.add_parser("healthcheck", help="exit 0 when the service on this machine is ready")
     commands.add_parser("voices", help="list the voices")
+    tiny = commands.add_parser("make-tiny-model", help="write a Maya1 with random weights, for tests")
+    checksum = commands.add_parser("checksum-model", help="write the SHA256SUMS of a Maya1 model folder")
+    for command in (tiny, checksum):
+        command.add_argument("folder", type=Path)
+    arguments = vars(parser.parse_args())
     try:
-        return actions[parser.parse_args().command]()
+        return actions[arguments.pop("command")](**arguments)
     except ConfigError as error:
         print(f"maya1-tts: {error}", file=sys.stderr)
         return 2

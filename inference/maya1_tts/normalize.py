@@ -16,11 +16,13 @@ from maya1_tts.errors import ApiError, shown
 
 _words = inflect.engine()
 
-_TAG = re.compile(
-    "</?(?:angry|appalled|chuckle|cry|curious|disappointed|excited|exhale|gasp|giggle|gulp|laugh|"
-    r"laugh_harder|mischievous|sarcastic|scream|sigh|sing|snort|whisper)\s*/?>",
-    re.IGNORECASE,
-)
+EMOTION_TAGS = (
+    "angry", "appalled", "chuckle", "cry", "curious", "disappointed", "excited", "exhale", "gasp", "giggle",
+    "gulp", "laugh", "laugh_harder", "mischievous", "sarcastic", "scream", "sigh", "sing", "snort", "whisper",
+)  # fmt: skip
+"""What Maya1 can do besides speaking: `<laugh>` in a text. Source: maya1/constants.py."""
+
+_TAG = re.compile(rf"</?(?:{'|'.join(EMOTION_TAGS)})\s*/?>", re.IGNORECASE)
 _QUOTES = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "«": '"', "»": '"', "…": "...", "−": "-", "⁄": "/"}
 )

@@ -167,3 +167,15 @@ def service(tmp_path_factory: pytest.TempPathFactory, secret_file: Path) -> Iter
     finally:
         running.stop()
         redis.kill()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MODEL_DIR with the tiny Maya1 in it: real architecture, token layout and codec, random weights."""
+    import torch
+    from maya1_tts.engines.maya1.tiny import make_tiny_model
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_model(folder / "maya1")
+    return folder
