@@ -6,7 +6,9 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from maya1_tts.bench.options import add_options as add_bench_options
 from maya1_tts.config import load_settings
 from maya1_tts.errors import ConfigError
 
@@ -65,6 +67,12 @@ def checksum_model(folder: Path) -> int:
     return 0
 
 
+def bench(**options: Any) -> int:
+    from maya1_tts.bench.command import bench
+
+    return bench(argparse.Namespace(**options))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="maya1-tts", description="OpenAI-compatible speech service.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -74,6 +82,7 @@ def main() -> int:
         "voices": voices,
         "make-tiny-model": make_tiny_model,
         "checksum-model": checksum_model,
+        "bench": bench,
     }
     commands.add_parser("serve", help="run the service; configured by MAYA1_TTS_* variables")
     commands.add_parser("healthcheck", help="exit 0 when the service on this machine is ready")
@@ -82,6 +91,7 @@ def main() -> int:
     checksum = commands.add_parser("checksum-model", help="write the SHA256SUMS of a Maya1 model folder")
     for command in (tiny, checksum):
         command.add_argument("folder", type=Path)
+    add_bench_options(commands.add_parser("bench", help="put load on a speech server and report its speed"))
     arguments = vars(parser.parse_args())
     try:
         return actions[arguments.pop("command")](**arguments)
