@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     workers: int = Field(2, ge=1, le=64)
     threads: int = Field(1, ge=1, le=64)
     queue_limit: int = Field(16, ge=0, le=10000)
+    queue_seconds: float = Field(30, gt=0, le=3600)
+    deadline_seconds: float = Field(30, gt=0, le=3600)
     max_input_chars: int = Field(4096, ge=1, le=100_000)
     max_body_bytes: int = Field(65536, ge=1024, le=16_777_216)
     auth: Literal["jwt", "none"] = "jwt"

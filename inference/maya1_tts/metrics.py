@@ -40,6 +40,12 @@ class Metrics:
             "maya1_tts_queue_seconds", "Time from the admission of a synthesis to its first worker.",
             buckets=QUEUE_BUCKETS, registry=registry,
         )  # fmt: skip
+        self.backlog_seconds = Gauge(
+            "maya1_tts_backlog_seconds", "Estimated time until all admitted work is done.", registry=registry
+        )
+        self.refusals = Counter(
+            "maya1_tts_refusals", "Syntheses refused for want of room or time.", ("code",), registry=registry
+        )
         self.queue_limit = Gauge(
             "maya1_tts_queue_limit", "Syntheses that may wait before new ones are refused.", registry=registry
         )
@@ -47,7 +53,9 @@ class Metrics:
             "maya1_tts_active_syntheses", "Syntheses that a worker is busy with.", registry=registry
         )
         self.workers = Gauge(
-            "maya1_tts_workers", "Workers that synthesise at the same time.", registry=registry
+            "maya1_tts_workers",
+            "Segments that may be spoken at the same time; adapts to the engine's speed.",
+            registry=registry,
         )
         self.cache_requests = Counter(
             "maya1_tts_cache_requests", "Cache look-ups by result.", ("result",), registry=registry
@@ -67,3 +75,5 @@ class Metrics:
             self.cache_requests.labels(result)
         for outcome in ("done", "cancelled", "failed", "refused"):
             self.syntheses.labels(outcome)
+        for code in ("overloaded", "too_many_requests", "deadline_exceeded"):
+            self.refusals.labels(code)

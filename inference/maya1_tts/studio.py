@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
+from maya1_tts.admission import Admission, Claim, Ticket
 from maya1_tts.audio import ENCODER_REVISION, Format, encoder, file_rate, to_int16
 from maya1_tts.cache import Cache, Entry
 from maya1_tts.config import Settings
@@ -15,6 +16,7 @@ from maya1_tts.engine import Delivery, Engine, Timing, Voice
 from maya1_tts.errors import ApiError
 from maya1_tts.metrics import Metrics
 
+CHARS_PER_SECOND = 15.0  # of English speech, for an estimate before the text has been looked at
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +42,10 @@ class Speech:
     is, in the end, the whole file with lengths in its header.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, claim: Claim) -> None:
         self.order = order
+        self.claim = claim
+        self.ticket: Ticket | None = None  # while it is being synthesised
         self.cache = "bypass"
         self.pieces: list[bytes | Timing] = []
         self.complete: bytes | None = None
@@ -64,6 +68,12 @@ class Speech:
     def timings(self) -> tuple[Timing, ...]:
         """Those of the segments that are finished."""
         return tuple(piece for piece in self.pieces if isinstance(piece, Timing))
+
+    def join(self, claim: Claim) -> None:
+        """Somebody else wants the same: the more urgent one decides."""
+        self.claim = self.claim.joined_by(claim)
+        if self.ticket:
+            self.ticket.claim = self.claim
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The audio, from its beginning, as it comes. Raises ApiError when the synthesis fails."""
@@ -115,29 +125,35 @@ class Speech:
 
 
 class Studio:
-    """At most `workers` segments are spoken at once. Waiting syntheses take turns segment by segment, so a
-    long text does not keep short ones from their first sound. When `queue_limit` are waiting, new ones are
-    refused.
-    """
+    """Where speeches are made: looked up, or synthesised segment by segment as the admission allows."""
 
     def __init__(self, settings: Settings, engine: Engine, cache: Cache, metrics: Metrics) -> None:
         self._engine, self._cache, self._metrics = engine, cache, metrics
-        self._limit = engine.lanes + settings.queue_limit
-        self._workers = asyncio.Semaphore(engine.lanes)
-        self._admitted = self._active = 0
+        self._default_voice = settings.default_voice
+        self._admission = Admission(engine.lanes, settings.queue_limit, settings.queue_seconds, metrics)
         self._speeches: dict[str, Speech] = {}
-        metrics.active.set_function(lambda: self._active)
-        metrics.queue_depth.set_function(lambda: self._admitted - self._active)
 
-    def listen(self, order: Order) -> Speech:
+    async def warm_up(self) -> None:
+        """Speak to nobody: the first synthesis is slower than others, and tells how fast the engine is."""
+        delivery = Delivery(self._default_voice)
+        rate = self._engine.voices[self._default_voice].sample_rate
+        ticket = self._admission.admit(Claim(), 1.0)
+        for segment in await asyncio.to_thread(self._engine.segments, "Ready to speak.", delivery):
+            async with self._admission.lane(ticket, segment.seconds):
+                async for block in self._engine.stream(segment, delivery):
+                    ticket.spoke(len(block) / rate)
+        self._admission.leave(ticket)
+
+    def listen(self, order: Order, claim: Claim) -> Speech:
         """Start the order, or join it where it is being carried out already. Pair with `leave`."""
         key = self._key(order)
         speech = self._speeches.get(key)
         if speech is None:
-            speech = self._speeches[key] = Speech(order)
+            speech = self._speeches[key] = Speech(order, claim)
             speech.task = asyncio.create_task(self._carry_out(key, speech))
         else:
             self._metrics.cache_requests.labels("joined").inc()
+            speech.join(claim)
         speech.listeners += 1
         return speech
 
@@ -199,37 +215,25 @@ class Studio:
                 del self._speeches[key]
 
     async def _synthesise(self, speech: Speech) -> bytes:
-        if self._admitted >= self._limit:
-            raise ApiError(
-                503,
-                "overloaded",
-                f"{self._admitted} syntheses are running or waiting, which is the limit; try again soon.",
-                headers={"Retry-After": "1"},
-            )
-        self._admitted += 1
+        order, admission = speech.order, self._admission
+        delivery = order.delivery
+        estimate = len(order.text) / CHARS_PER_SECOND / delivery.speed
+        ticket = speech.ticket = admission.admit(speech.claim, estimate)
         try:
-            order = speech.order
-            segments = await asyncio.to_thread(self._engine.segments, order.text, order.delivery)
+            segments = await asyncio.to_thread(self._engine.segments, order.text, delivery)
+            ticket.estimate = sum(segment.seconds for segment in segments)
             file = encoder(order.format, order.voice.sample_rate, order.file_rate)
             for segment in segments:
                 start = speech.samples
-                async with self._worker(speech):
-                    async for block in self._engine.stream(segment, order.delivery):
+                async with admission.lane(ticket, segment.seconds):
+                    begin = time.perf_counter()
+                    async for block in self._engine.stream(segment, delivery):
                         samples = to_int16(block)
                         await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
+                        ticket.spoke(len(samples) / order.voice.sample_rate)
+                    speech.busy_seconds += time.perf_counter() - begin
                 await speech.add(Timing(segment.text, start, speech.samples))
             await speech.add(await asyncio.to_thread(file.finish))
             return file.complete
         finally:
-            self._admitted -= 1
-
-    @contextlib.asynccontextmanager
-    async def _worker(self, speech: Speech) -> AsyncIterator[None]:
-        async with self._workers:
-            self._active += 1
-            begin = time.perf_counter()
-            try:
-                yield
-            finally:
-                self._active -= 1
-                speech.busy_seconds += time.perf_counter() - begin
+            admission.leave(ticket)

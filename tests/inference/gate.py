@@ -51,7 +51,7 @@ class Running:
         self.port = free_port()
         settings = Settings(
             environment="development", auth="none", default_voice="tone", host="127.0.0.1", port=self.port,
-            workers=1, queue_limit=1, model_aliases="",
+            workers=1, queue_limit=1, model_aliases="", max_input_chars=30000,
         )  # fmt: skip
         self.service = Service(settings, self._load)
         self.server = Server(self.service)
@@ -77,9 +77,12 @@ class Running:
         wait_for(lambda: self.http.get("/readyz").status_code == 200, "warm-up")
         return self
 
+    def body(self, text: str, stream: bool = True, **fields: object) -> dict[str, object]:
+        return {"model": "gate", "input": text, "response_format": "pcm", "stream": stream} | fields
+
     def request(self, text: str, stream: bool = True, **fields: object) -> httpx.Request:
-        body = {"model": "gate", "input": text, "response_format": "pcm", "stream": stream} | fields
-        return httpx.Request("POST", f"http://127.0.0.1:{self.port}/v1/audio/speech", json=body)
+        url = f"http://127.0.0.1:{self.port}/v1/audio/speech"
+        return httpx.Request("POST", url, json=self.body(text, stream, **fields))
 
     def in_background(self, text: str, stream: bool = False) -> threading.Thread:
         thread = threading.Thread(target=lambda: self.http.send(self.request(text, stream)))

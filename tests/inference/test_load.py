@@ -122,7 +122,19 @@ def test_long_texts_take_turns_with_short_ones(ready: Running) -> None:
     ready.engine.permits.release(5)
     for thread in threads:
         thread.join()
-    assert ready.engine.spoken[3:] == ["l1", "short", "l2", "l3", "l4"]
+    # Each word is 0.1 s of audio; whoever listens to the long one has 0.3 s before its last.
+    spoken = ready.engine.spoken[3:]
+    assert sorted(spoken) == ["l1", "l2", "l3", "l4", "short"]
+    assert spoken.index("short") < spoken.index("l4")
+
+
+def test_a_client_that_does_not_read_blocks_nobody(ready: Running) -> None:
+    words = " ".join(["word"] * 4000)  # 6 MB of samples, more than sockets hold
+    ready.engine.permits.release(4001)
+    with ready.http.stream("POST", "/v1/audio/speech", json=ready.body(words)) as unread:
+        wait_for(lambda: len(ready.engine.spoken) == 4003, "it was all spoken")
+        assert ready.http.send(ready.request("other")).status_code == 200
+        assert sum(len(piece) for piece in unread.iter_raw()) == 4000 * 1600
 
 
 def test_sigterm_lets_streams_finish(tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from fastapi import FastAPI
 
 from maya1_tts import __version__
+from maya1_tts.admission import Claim
 from maya1_tts.auth import ANYBODY, Authenticator, Scope, Subject
 from maya1_tts.cache import Cache
 from maya1_tts.config import Settings
-from maya1_tts.engine import Delivery, Engine
+from maya1_tts.engine import Engine
 from maya1_tts.errors import ApiError, ConfigError, shown
 from maya1_tts.metrics import Metrics
 from maya1_tts.studio import Studio
@@ -36,7 +39,6 @@ class Service:
         self._studio: Studio | None = None
         self.metrics.build.info({"version": __version__})
         self.metrics.queue_limit.set(settings.queue_limit)
-        self.metrics.workers.set(settings.workers)
         self.metrics.ready.set_function(lambda: float(self.ready))
 
     @property
@@ -75,11 +77,9 @@ class Service:
                     f"allowed: {', '.join(engine.voices)}."
                 )
             self.metrics.engine.info({"engine": engine.name, "voices": str(len(engine.voices))})
-            delivery = Delivery(self.settings.default_voice)
-            for segment in await asyncio.to_thread(engine.segments, "Ready to speak.", delivery):
-                async for _ in engine.stream(segment, delivery):
-                    pass
-            self._studio = Studio(self.settings, engine, self.cache, self.metrics)
+            studio = Studio(self.settings, engine, self.cache, self.metrics)
+            await studio.warm_up()
+            self._studio = studio
             log.info("ready", extra={"fields": {"engine": engine.name, "voices": list(engine.voices)}})
         except Exception as error:
             self.on_fatal(error)
@@ -92,6 +92,22 @@ class Service:
             yield
         finally:
             self.in_flight -= 1
+
+    def claim(self, subject: Subject, headers: Mapping[str, str]) -> Claim:
+        """What a real-time request may expect. Raises ApiError 400 for a wrong deadline."""
+        asked = headers.get("x-deadline-ms")
+        if asked is None:
+            seconds = self.settings.deadline_seconds
+        elif re.fullmatch(r"[1-9][0-9]{0,6}", asked):
+            seconds = int(asked) / 1000
+        else:
+            raise ApiError(
+                400,
+                "invalid_value",
+                f"The header 'X-Deadline-Ms' is {shown(asked)}; allowed: milliseconds from 1 to 9999999.",
+                "X-Deadline-Ms",
+            )
+        return Claim(subject.tenant, deadline=time.monotonic() + seconds)
 
     def subject(self, authorization: str | None, scope: Scope | None = None) -> Subject:
         """Who asks. Raises ApiError 401 when that is not certain, 403 when the token lacks the scope."""

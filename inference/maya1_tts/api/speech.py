@@ -39,7 +39,7 @@ def speech_routes(service: Service) -> APIRouter:
         body = await read_body(request, service.settings.max_body_bytes)
         asked = parse(body, request.headers.get("content-type", ""))
         order = to_order(asked, service.settings, engine)
-        spoken = studio.listen(order)
+        spoken = studio.listen(order, service.claim(request.state.subject, request.headers))
         pieces = spoken.follow()
         try:
             # The headers wait for the first sound, so that whatever fails before it is a real HTTP error.

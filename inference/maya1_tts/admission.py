@@ -1,0 +1,283 @@
+"""Who speaks next, and who is told at once that it would take too long.
+
+A synthesis is admitted with a ticket, and then takes a lane of the engine for each of its segments in turn.
+Lanes go
+  1. to real-time syntheses before batch ones, which also never hold more than three lanes in four;
+  2. among tenants, to the one that has been spoken for least, in seconds of audio since it became busy;
+  3. within a tenant, to the listener who would be the first to hear silence.
+Nothing is preempted: who waits at the head waits at most for the end of a segment.
+
+What is refused is refused when it comes, from an estimate of the work ahead, and told when to try again.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from maya1_tts.errors import ApiError
+from maya1_tts.metrics import Metrics
+
+Priority = Literal["realtime", "batch"]
+OBJECTIVE_SECONDS = 0.2  # within this, a listener should hear the first sound
+# A tenant may hold this many times what is left for everybody: one that floods the queue leaves a fifth of it
+# to others (Choudhury and Hahne, Dynamic Queue Length Thresholds for Shared-Memory Packet Switches, 1998).
+SHARE = 4
+# An engine that speaks several segments at once slows each of them down. Lanes are taken away while a segment
+# takes more than TOO_SLOW of its own duration, and given back below FAST_ENOUGH.
+TOO_SLOW, FAST_ENOUGH = 0.8, 0.6
+SMOOTHING = 0.2  # weight of the newest segment in the estimate of the engine's speed
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whose request it is and how urgent. After `deadline`, by time.monotonic, a first sound is of no use."""
+
+    tenant: str = ""
+    priority: Priority = "realtime"
+    deadline: float = math.inf
+
+    def joined_by(self, other: "Claim") -> "Claim":
+        """For a synthesis that two wait for: as urgent as the more urgent, as patient as the more patient."""
+        priority: Priority = "batch" if self.priority == other.priority == "batch" else "realtime"
+        return Claim(self.tenant, priority, max(self.deadline, other.deadline))
+
+
+class Ticket:
+    """One admitted synthesis. `estimate` and `spoken` are seconds of audio."""
+
+    def __init__(self, claim: Claim, estimate: float, clock: Callable[[], float]) -> None:
+        self.claim = claim
+        self.estimate = estimate
+        self.spoken = 0.0
+        self.arrived = clock()
+        self._clock = clock
+        self._heard_from: float | None = None
+
+    def spoke(self, seconds: float) -> None:
+        """That much more audio is on its way to the listener."""
+        if self._heard_from is None:
+            self._heard_from = self._clock()
+        self.spoken += seconds
+
+    @property
+    def tenant(self) -> str:
+        return self.claim.tenant
+
+    @property
+    def realtime(self) -> bool:
+        return self.claim.priority == "realtime"
+
+    @property
+    def begun(self) -> bool:
+        return self._heard_from is not None
+
+    @property
+    def remaining(self) -> float:
+        return max(self.estimate - self.spoken, 0.0)
+
+    @property
+    def due(self) -> float:
+        """When the listener has heard all that was made so far; at first, when the first sound is wanted."""
+        if self._heard_from is None:
+            return self.arrived + OBJECTIVE_SECONDS
+        return self._heard_from + self.spoken
+
+
+class _Waiting:
+    """A segment of about `seconds` of audio that waits for a lane."""
+
+    def __init__(self, ticket: Ticket, seconds: float) -> None:
+        self.ticket = ticket
+        self.seconds = seconds
+        self.batch = False  # whether it counts as batch work once it has its lane
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Admission:
+    """Hands out an engine's lanes. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        lanes: int,
+        queue_limit: int,
+        queue_seconds: float,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """lanes: segments that the engine can speak at once. queue_limit: real-time syntheses that may wait.
+        queue_seconds: how long all admitted work may take, estimated.
+        """
+        self._max_lanes = self.lanes = lanes
+        self._queue_limit, self._queue_seconds = queue_limit, queue_seconds
+        self._metrics, self._now = metrics, clock
+        self._tickets: set[Ticket] = set()
+        self._waiting: list[_Waiting] = []
+        self._active = self._active_batch = 0
+        self._served: dict[str, float] = {}  # seconds of audio by tenant; only the differences matter
+        self._rtf = (
+            0.0  # seconds that a segment takes per second of its audio, while others are spoken beside it
+        )
+        self._since_change = 0
+        metrics.active.set_function(lambda: self._active)
+        metrics.queue_depth.set_function(lambda: len(self._tickets) - self._active)
+        metrics.backlog_seconds.set_function(lambda: self.backlog)
+        metrics.workers.set_function(lambda: self.lanes)
+
+    @property
+    def backlog(self) -> float:
+        """Seconds until all admitted real-time work is done, estimated."""
+        return self._work(sum(ticket.remaining for ticket in self._tickets if ticket.realtime))
+
+    def admit(self, claim: Claim, estimate: float) -> Ticket:
+        """A ticket for about `estimate` seconds of audio; pair with `leave`.
+
+        Batch work is always admitted: who starts it bounds it. Raises ApiError 429 or 503 with Retry-After.
+        """
+        ticket = Ticket(claim, estimate, self._now)
+        if ticket.realtime:
+            self._refuse_overload(ticket)
+        if ticket.tenant not in self._served:
+            # Whoever was away has saved up nothing: all start level with the least served.
+            self._served[ticket.tenant] = min(self._served.values(), default=0.0)
+        self._tickets.add(ticket)
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        self._tickets.remove(ticket)
+        if not any(other.tenant == ticket.tenant for other in self._tickets):
+            del self._served[ticket.tenant]
+
+    @contextlib.asynccontextmanager
+    async def lane(self, ticket: Ticket, seconds: float) -> AsyncIterator[None]:
+        """Hold a lane for a segment of about `seconds` of audio.
+
+        Raises ApiError 503 when the first sound would come after the ticket's deadline.
+        """
+        granted = await self._turn(ticket, seconds)
+        if not ticket.begun:
+            self._metrics.queue_seconds.observe(self._now() - ticket.arrived)
+        begin, spoken = self._now(), ticket.spoken
+        try:
+            yield
+        finally:
+            if ticket.spoken > spoken:
+                self._learn((self._now() - begin) / (ticket.spoken - spoken))
+            self._give_back(granted)
+
+    async def _turn(self, ticket: Ticket, seconds: float) -> _Waiting:
+        waiting = _Waiting(ticket, seconds)
+        self._waiting.append(waiting)
+        self._next()
+        timer = None
+        if not ticket.begun and ticket.claim.deadline < math.inf:
+            left = ticket.claim.deadline - self._now()
+            timer = asyncio.get_running_loop().call_later(left, self._expire, waiting)
+        try:
+            await waiting.turn
+        except asyncio.CancelledError:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            elif not waiting.turn.cancelled():  # the lane came in the same moment
+                self._give_back(waiting)
+            raise
+        finally:
+            if timer:
+                timer.cancel()
+        return waiting
+
+    def _expire(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            waiting.turn.set_exception(
+                self._refusal(503, "deadline_exceeded", "No lane came free before this request's deadline.")
+            )
+
+    def _give_back(self, granted: _Waiting) -> None:
+        self._active -= 1
+        self._active_batch -= granted.batch
+        self._next()
+
+    def _next(self) -> None:
+        """Give free lanes away."""
+        while self._active < self.lanes and self._waiting:
+            batch_may = self._active_batch < max(1, self.lanes - math.ceil(self.lanes / 4))
+            candidates = [
+                one
+                for one in self._waiting
+                if (one.ticket.realtime or batch_may) and not one.turn.cancelled()
+            ]
+            if not candidates:
+                return
+            chosen = min(candidates, key=self._order)
+            self._waiting.remove(chosen)
+            chosen.batch = not chosen.ticket.realtime
+            self._active += 1
+            self._active_batch += chosen.batch
+            self._served[chosen.ticket.tenant] += chosen.seconds
+            chosen.turn.set_result(None)
+
+    def _order(self, waiting: _Waiting) -> tuple[bool, float, float]:
+        ticket = waiting.ticket
+        return not ticket.realtime, self._served[ticket.tenant], ticket.due
+
+    def _learn(self, rtf: float) -> None:
+        """Keep the estimate of the engine's speed, and the lanes to what it can speak in real time."""
+        self._rtf = rtf if self._rtf == 0.0 else (1 - SMOOTHING) * self._rtf + SMOOTHING * rtf
+        self._since_change += 1
+        if self._since_change < self.lanes:  # until each lane has had its say, the last change does not show
+            return
+        if self._rtf > TOO_SLOW and self._active == self.lanes > 1:
+            self.lanes = max(1, int(self.lanes * 0.9))
+        elif self._rtf < FAST_ENOUGH and self._waiting and self.lanes < self._max_lanes:
+            self.lanes += 1
+        else:
+            return
+        self._since_change = 0
+
+    def _work(self, audio_seconds: float) -> float:
+        return audio_seconds * self._rtf / self.lanes
+
+    def _refuse_overload(self, ticket: Ticket) -> None:
+        others = [other for other in self._tickets if other.realtime]
+        free = self.lanes + self._queue_limit - len(others)
+        if free <= 0:
+            raise self._refusal(
+                503, "overloaded", f"{len(others)} syntheses are running or waiting, which is the limit."
+            )
+        own = sum(other.tenant == ticket.tenant for other in others)
+        if own >= SHARE * free:
+            raise self._refusal(
+                429,
+                "too_many_requests",
+                f"{own} syntheses of yours are running or waiting; what is left is kept for others.",
+            )
+        backlog = self.backlog
+        if others and backlog + self._work(ticket.estimate) > self._queue_seconds:
+            raise self._refusal(
+                503,
+                "overloaded",
+                f"The work that was accepted takes about {backlog:.0f} s more; the limit is "
+                f"{self._queue_seconds:g} s.",
+            )
+        ahead = sum(
+            waiting.seconds
+            for waiting in self._waiting
+            if waiting.ticket.realtime and waiting.ticket.due <= ticket.due
+        )
+        if self._now() + self._work(ahead) > ticket.claim.deadline:
+            raise self._refusal(
+                503,
+                "deadline_exceeded",
+                f"The first sound would take about {self._work(ahead):.1f} s, longer than this request's "
+                "deadline.",
+            )
+
+    def _refusal(self, status: int, code: str, message: str) -> ApiError:
+        """Come back when about one synthesis has ended."""
+        self._metrics.refusals.labels(code).inc()
+        wait = max(1, math.ceil(self.backlog / max(1, len(self._tickets))))
+        return ApiError(status, code, f"{message} Try again in {wait} s.", headers={"Retry-After": str(wait)})
