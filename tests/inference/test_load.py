@@ -88,7 +88,7 @@ def test_overload_is_refused_at_once(ready: Running) -> None:
     assert (ready.metric("active_syntheses"), ready.metric("queue_depth")) == (1, 1)
     refused = ready.http.send(ready.request("third"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
-    assert refused.headers["retry-after"] == "1"
+    assert int(refused.headers["retry-after"]) >= 1
     ready.engine.permits.release(2)
     for thread in waiting:
         thread.join()
