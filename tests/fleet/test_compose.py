@@ -31,12 +31,13 @@ PLAY = """
         docker_compose_command: docker compose
         inference_jwks_file: /tmp/jwks.json
         inference_gpu: {gpu}
+        inference_engine: {engine}
 """
 
 
-def rendered(folder: Path, gpu: bool) -> dict[str, Any]:
+def rendered(folder: Path, gpu: bool, engine: str = "onnx_voice") -> dict[str, Any]:
     out, play = folder / "compose.yml", folder / "play.yml"
-    play.write_text(PLAY.format(project=PROJECT, out=out, gpu=str(gpu).lower()))
+    play.write_text(PLAY.format(project=PROJECT, out=out, gpu=str(gpu).lower(), engine=engine))
     environment = os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
     command = [str(PROJECT / ".venv/bin/ansible-playbook"), "-i", "localhost,", str(play)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -63,3 +64,8 @@ def test_the_sandbox_is_the_same_either_way(tmp_path: Path, gpu: bool) -> None:
     assert service["ports"] == ["127.0.0.1:8000:8000"]
     assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
     assert not any("PASSWORD" in name and not name.endswith("_FILE") for name in service["environment"])
+
+
+def test_only_the_engine_that_compiles_kernels_may_run_what_lies_in_tmp(tmp_path: Path) -> None:
+    assert rendered(tmp_path, gpu=True)["tmpfs"] == ["/tmp"]
+    assert rendered(tmp_path, gpu=True, engine="maya1")["tmpfs"] == ["/tmp:exec"]
