@@ -10,14 +10,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from maya1_tts.config import Settings, read_secret
+from maya1_tts.config import Settings
 from maya1_tts.engine import Timing
 from maya1_tts.metrics import Metrics
+from maya1_tts.redis_client import connect
 
 TIMEOUT_SECONDS = 0.25  # what one request loses at most when Redis hangs; after that the cache counts as down
 PROBE_SECONDS = 1.0
@@ -56,22 +54,7 @@ class Cache:
         self._metrics = metrics
         self._ttl = settings.cache_ttl_seconds
         self._max_bytes = settings.cache_max_entry_bytes
-        password = (
-            read_secret("REDIS_PASSWORD_FILE", settings.redis_password_file).decode()
-            if settings.redis_password_file
-            else None
-        )
-        self._redis = (
-            redis.asyncio.from_url(
-                settings.redis_url,
-                password=password,
-                socket_timeout=TIMEOUT_SECONDS,
-                socket_connect_timeout=TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), 0),
-            )
-            if settings.redis_url
-            else None
-        )
+        self._redis = connect(settings, TIMEOUT_SECONDS)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

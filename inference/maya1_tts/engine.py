@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from maya1_tts.audio import FloatArray
 
@@ -54,6 +54,10 @@ class Timing:
     text: str
     start: int
     end: int
+
+    def told(self, rate: int) -> dict[str, Any]:
+        """For clients: in seconds. rate: that of the voice, in Hz."""
+        return {"text": self.text, "start": round(self.start / rate, 6), "end": round(self.end / rate, 6)}
 
 
 class Engine(Protocol):

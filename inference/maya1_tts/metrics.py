@@ -63,6 +63,9 @@ class Metrics:
         self.cache_errors = Counter("maya1_tts_cache_errors", "Failed cache operations.", registry=registry)
         self.cache_up = Gauge("maya1_tts_cache_up", "1 while the cache answers, else 0.", registry=registry)
         self.ready = Gauge("maya1_tts_ready", "1 while /readyz answers 200, else 0.", registry=registry)
+        self.jobs = Counter(
+            "maya1_tts_jobs", "Batch jobs ended by this process.", ("status",), registry=registry
+        )
         self.auth_failures = Counter(
             "maya1_tts_auth_failures",
             "Refused tokens, and tokens without the scope of a route.",
@@ -77,3 +80,5 @@ class Metrics:
             self.syntheses.labels(outcome)
         for code in ("overloaded", "too_many_requests", "deadline_exceeded"):
             self.refusals.labels(code)
+        for status in ("succeeded", "failed"):
+            self.jobs.labels(status)

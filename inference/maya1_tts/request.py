@@ -2,7 +2,8 @@
 
 import json
 import re
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -23,26 +24,45 @@ _ALLOWED = {
     "stream_format": "'audio' or 'sse'",
     "sample_rate": ", ".join(map(str, get_args(SampleRate))),
     "timestamps": "'segment'",
+    "metadata": "at most 16 pairs of strings, names up to 64 and values up to 512 characters",
     "instructions": "nothing or an empty text with this engine",
 }
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+Value = Annotated[str, Field(max_length=512)]
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
-class SpeechRequest(BaseModel):
-    """The body of POST /v1/audio/speech, as OpenAI's clients send it."""
+class Options(BaseModel):
+    """How to speak, whatever the text and however it comes."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str
-    input: str
     voice: str | None = None
     response_format: Format = "mp3"
     speed: Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)] = 1.0
+    sample_rate: SampleRate | None = None
+    instructions: str | None = None
+
+
+class SpeechRequest(Options):
+    """The body of POST /v1/audio/speech, as OpenAI's clients send it."""
+
+    input: str
     stream: bool = False
     stream_format: Literal["audio", "sse"] | None = None
-    sample_rate: SampleRate | None = None
     timestamps: Literal["segment", "word"] | None = None
-    instructions: str | None = None
+
+
+class JobRequest(Options):
+    """The body of POST /v1/audio/jobs."""
+
+    input: str
+    timestamps: Literal["segment", "word"] | None = None
+    metadata: Annotated[dict[Name, Value], Field(max_length=16)] = Field(default_factory=dict)
+
+
+Asked = TypeVar("Asked", bound=Options)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -65,7 +85,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def parse(body: bytes, content_type: str) -> SpeechRequest:
+def parse(body: bytes, content_type: str, model: type[Asked]) -> Asked:
     """Raises ApiError unless the body is a JSON object with right fields of right types."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(
@@ -73,6 +93,11 @@ def parse(body: bytes, content_type: str) -> SpeechRequest:
             "unsupported_media_type",
             f"The header 'Content-Type' is {shown(content_type)}; allowed: application/json.",
         )
+    return understand(body, model)
+
+
+def understand(body: bytes, model: type[Asked]) -> Asked:
+    """Raises ApiError unless the body is a JSON object with right fields of right types."""
     try:
         data: Any = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -84,16 +109,16 @@ def parse(body: bytes, content_type: str) -> SpeechRequest:
             400, "invalid_json", "The request body is JSON but not an object; allowed: a JSON object."
         )
     for field in data:
-        if field not in _ALLOWED:
+        if field not in model.model_fields:
             name = shown(field)
             raise ApiError(
                 400,
                 "unknown_parameter",
-                f"Unknown field {name}; allowed: {', '.join(_ALLOWED)}.",
+                f"Unknown field {name}; allowed: {', '.join(model.model_fields)}.",
                 name.strip("'"),
             )
     try:
-        return SpeechRequest.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         raise _explain(error) from None
 
@@ -109,25 +134,11 @@ def _explain(error: ValidationError) -> ApiError:
     return ApiError(400, code, f"'{field}' is {shown(first['input'])}; allowed: {_ALLOWED[field]}.", field)
 
 
-def to_order(request: SpeechRequest, settings: Settings, engine: Engine) -> Order:
-    """Raises ApiError for whatever the configured engine cannot do."""
-    models = [engine.name, *settings.aliases]
-    if request.model not in models:
-        raise ApiError(
-            404,
-            "model_not_found",
-            f"'model' is {shown(request.model)}; allowed: {', '.join(models)}.",
-            "model",
-        )
-    _check_text(request.input, settings.max_input_chars)
-    voice = engine.voices.get(request.voice if request.voice is not None else settings.default_voice)
-    if voice is None:
-        raise ApiError(
-            404,
-            "voice_not_found",
-            f"'voice' is {shown(request.voice)}; allowed: {', '.join(engine.voices)}.",
-            "voice",
-        )
+def to_order(
+    request: SpeechRequest | JobRequest, settings: Settings, engine: Engine, limit: int | None = None
+) -> Order:
+    """Raises ApiError for whatever the configured engine cannot do. limit: characters, if not as usual."""
+    check_text(request.input, limit or settings.max_input_chars)
     if request.timestamps == "word":
         raise ApiError(
             400,
@@ -136,13 +147,26 @@ def to_order(request: SpeechRequest, settings: Settings, engine: Engine) -> Orde
             f"allowed: {_ALLOWED['timestamps']}.",
             "timestamps",
         )
-    if request.timestamps and request.stream_format != "sse" and (request.stream or request.stream_format):
+    return replace(template(request, settings, engine), text=request.input)
+
+
+def template(request: Options, settings: Settings, engine: Engine) -> Order:
+    """An order that lacks its text. Raises ApiError for whatever the configured engine cannot do."""
+    models = [engine.name, *settings.aliases]
+    if request.model not in models:
         raise ApiError(
-            400,
-            "unsupported_parameter",
-            "'timestamps' is 'segment', for which a stream of audio has no place; "
-            "allowed: with 'stream_format' 'sse', or without a stream.",
-            "timestamps",
+            404,
+            "model_not_found",
+            f"'model' is {shown(request.model)}; allowed: {', '.join(models)}.",
+            "model",
+        )
+    voice = engine.voices.get(request.voice if request.voice is not None else settings.default_voice)
+    if voice is None:
+        raise ApiError(
+            404,
+            "voice_not_found",
+            f"'voice' is {shown(request.voice)}; allowed: {', '.join(engine.voices)}.",
+            "voice",
         )
     if request.instructions:
         raise ApiError(
@@ -153,10 +177,10 @@ def to_order(request: SpeechRequest, settings: Settings, engine: Engine) -> Orde
             "instructions",
         )
     delivery = Delivery(voice.id, request.speed)
-    return Order(request.input, voice, request.response_format, delivery, request.sample_rate)
+    return Order("", voice, request.response_format, delivery, request.sample_rate)
 
 
-def _check_text(text: str, limit: int) -> None:
+def check_text(text: str, limit: int) -> None:
     if len(text) > limit:
         raise ApiError(
             400, "input_too_long", f"'input' has {len(text)} characters; allowed: at most {limit}.", "input"

@@ -6,6 +6,7 @@ from maya1_tts import __version__
 from maya1_tts.api.catalogue import catalogue_routes
 from maya1_tts.api.failures import handle_failures
 from maya1_tts.api.health import health_routes
+from maya1_tts.api.jobs import job_routes
 from maya1_tts.api.observe import Observe
 from maya1_tts.api.service import Service
 from maya1_tts.api.speech import speech_routes
@@ -15,7 +16,7 @@ __all__ = ["Service", "create_app"]
 
 def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="maya1-tts", version=__version__, lifespan=service.lifespan, openapi_url=None)
-    for routes in (speech_routes, catalogue_routes, health_routes):
+    for routes in (speech_routes, job_routes, catalogue_routes, health_routes):
         app.include_router(routes(service))
     handle_failures(app, service)
     app.add_middleware(Observe, service=service)

@@ -1,6 +1,7 @@
 """Whatever goes wrong is answered in OpenAI's shape."""
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,6 +19,13 @@ def handle_failures(app: FastAPI, service: Service) -> None:
     async def api_error(request: Request, error: ApiError) -> Response:
         request.state.log |= {"code": error.code}
         return JSONResponse(error.body(), error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        message = f"{name!r} is {shown(first['input'])}; allowed: {first['msg']}."
+        return JSONResponse(ApiError(400, "invalid_value", message, name).body(), 400)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

@@ -16,6 +16,7 @@ from maya1_tts.cache import Cache
 from maya1_tts.config import Settings
 from maya1_tts.engine import Engine
 from maya1_tts.errors import ApiError, ConfigError, shown
+from maya1_tts.jobs import Jobs
 from maya1_tts.metrics import Metrics
 from maya1_tts.studio import Studio
 
@@ -31,6 +32,7 @@ class Service:
         self.metrics = Metrics()
         self.auth = Authenticator(settings) if settings.auth == "jwt" else None
         self.cache = Cache(settings, self.metrics)
+        self.jobs = Jobs(settings, self.metrics)
         self.draining = False
         self.in_flight = 0  # how many are `speaking`
         self.on_fatal: Callable[[Exception], None] = lambda error: None
@@ -65,6 +67,8 @@ class Service:
             start = asyncio.create_task(self._start())
             yield
             start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+            await self.jobs.close()
             if self._engine:
                 self._engine.close()
 
@@ -81,6 +85,7 @@ class Service:
             await studio.warm_up()
             self._studio = studio
             log.info("ready", extra={"fields": {"engine": engine.name, "voices": list(engine.voices)}})
+            await self.jobs.work(engine, lambda: self.studio)
         except Exception as error:
             self.on_fatal(error)
 

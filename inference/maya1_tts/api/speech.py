@@ -18,7 +18,7 @@ from maya1_tts.api.service import Service
 from maya1_tts.audio import MEDIA_TYPES
 from maya1_tts.engine import Timing
 from maya1_tts.errors import ApiError
-from maya1_tts.request import parse, read_body, to_order
+from maya1_tts.request import SpeechRequest, parse, read_body, to_order
 from maya1_tts.studio import Speech
 
 TOKENS_PER_SECOND = 20  # about what OpenAI counts for its own speech; the engines here have no common token
@@ -37,7 +37,15 @@ def speech_routes(service: Service) -> APIRouter:
         begin = time.perf_counter()
         studio, engine = service.studio, service.engine
         body = await read_body(request, service.settings.max_body_bytes)
-        asked = parse(body, request.headers.get("content-type", ""))
+        asked = parse(body, request.headers.get("content-type", ""), SpeechRequest)
+        if asked.timestamps and asked.stream_format != "sse" and (asked.stream or asked.stream_format):
+            raise ApiError(
+                400,
+                "unsupported_parameter",
+                f"'timestamps' is {asked.timestamps!r}, for which a stream of audio has no place; "
+                "allowed: with 'stream_format' 'sse', or without a stream.",
+                "timestamps",
+            )
         order = to_order(asked, service.settings, engine)
         spoken = studio.listen(order, service.claim(request.state.subject, request.headers))
         pieces = spoken.follow()
@@ -136,7 +144,7 @@ async def _events(spoken: Speech, pieces: Pieces, timestamps: bool) -> AsyncIter
                     audio = base64.b64encode(piece[start : start + DELTA_BYTES]).decode()
                     yield _event("speech.audio.delta", audio=audio)
             elif timestamps:
-                yield _event("speech.audio.segment", **segment(spoken, piece))
+                yield _event("speech.audio.segment", **piece.told(spoken.order.voice.sample_rate))
         rtf = spoken.busy_seconds / spoken.seconds
         yield _event(
             "speech.audio.done",
@@ -152,11 +160,6 @@ def _event(type: str, **fields: Any) -> str:
     return f"data: {json.dumps({'type': type, **fields})}\n\n"
 
 
-def segment(spoken: Speech, timing: Timing) -> dict[str, Any]:
-    rate = spoken.order.voice.sample_rate
-    return {"text": timing.text, "start": round(timing.start / rate, 6), "end": round(timing.end / rate, 6)}
-
-
 def usage(spoken: Speech) -> dict[str, int]:
     heard, said = len(spoken.order.text), math.ceil(spoken.seconds * TOKENS_PER_SECOND)
     return {"input_tokens": heard, "output_tokens": said, "total_tokens": heard + said}
@@ -168,6 +171,6 @@ def _with_timings(spoken: Speech, complete: bytes) -> dict[str, Any]:
         "response_format": spoken.order.format,
         "sample_rate": spoken.order.file_rate,
         "audio_seconds": round(spoken.seconds, 6),
-        "segments": [segment(spoken, timing) for timing in spoken.timings],
+        "segments": [timing.told(spoken.order.voice.sample_rate) for timing in spoken.timings],
         "usage": usage(spoken),
     }

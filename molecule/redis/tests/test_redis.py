@@ -51,7 +51,7 @@ def test_password_is_in_no_process_list(host: Host) -> None:
 
 def test_memory_is_bounded_and_the_least_used_goes(host: Host) -> None:
     assert ask(host, "CONFIG GET maxmemory").split() == ["maxmemory", str(256 * 1024**2)]
-    assert ask(host, "CONFIG GET maxmemory-policy").split() == ["maxmemory-policy", "allkeys-lfu"]
+    assert ask(host, "CONFIG GET maxmemory-policy").split() == ["maxmemory-policy", "volatile-lfu"]
 
 
 def test_nothing_is_kept_on_disk(host: Host) -> None:
