@@ -19,6 +19,11 @@ from maya1_tts.config import Settings
 PUBLIC, ANY_TOKEN = "public", "any token"
 NEEDS = {
     ("POST", "/v1/audio/speech"): "speak",
+    ("POST", "/v1/audio/jobs"): "jobs",
+    ("GET", "/v1/audio/jobs"): "jobs",
+    ("GET", "/v1/audio/jobs/{id}"): "jobs",
+    ("GET", "/v1/audio/jobs/{id}/result"): "jobs",
+    ("DELETE", "/v1/audio/jobs/{id}"): "jobs",
     ("GET", "/v1/models"): ANY_TOKEN,
     ("GET", "/v1/models/{model}"): ANY_TOKEN,
     ("GET", "/v1/audio/voices"): ANY_TOKEN,
