@@ -68,8 +68,9 @@ def gate(redis: Redis) -> Iterator[Running]:
     running.stop()
 
 
-def opened(redis: Redis, **changed: Any) -> Running:
-    running = Running(redis_url=redis.url, model_aliases="tts-1", jobs_per_subject=3, queue_limit=2, **changed)
+def opened(redis: Redis) -> Running:
+    bounds = {"jobs_per_subject": 3, "queue_limit": 2}
+    running = Running(redis_url=redis.url, model_aliases="tts-1", **bounds)
     running.may_load.set()
     running.engine.permits.release(3)  # "Ready to speak."
     return running.until_ready()
