@@ -6,7 +6,7 @@ ROLE ?= base
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 lab: ## Make a throw-away host on this machine, provision it like production, let it speak
 	@scripts/setup.sh lab
@@ -52,6 +52,14 @@ bench: ## Measure the lab and write the table of docs/benchmarks.md to the termi
 	@scripts/setup.sh test
 	$(PYTHON) tests/bench/lab.py
 
+BENCHES := tool overhead cache_hit batching peers overload scheduling
+
+bench-inference: ## Measure the speech service: tables for docs/benchmarks.md; wants a quiet machine, 30 minutes
+	@scripts/setup.sh test
+	@failed=""; for name in $(BENCHES); do \
+	    .venv-inference/bin/python tests/bench/inference/$$name.py $(QUICK) || failed="$$failed $$name"; \
+	done; [ -z "$$failed" ] || { echo "Failed:$$failed" >&2; exit 1; }
+
 COMPILE := uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 CUDA := --python-platform x86_64-manylinux_2_28 --extra build
 
@@ -65,4 +73,4 @@ lock: ## Renew all lock files (needs uv)
 	cd inference && $(COMPILE) $(CUDA) --extra cuda-580 pyproject.toml -o requirements-cuda-580.lock
 	cd inference && $(COMPILE) --universal -c requirements-maya1-cpu.lock requirements-test.in -o requirements-test.lock
 
-.PHONY: help lab lab-down test lint unit inference fleet e2e role roles bench lock
+.PHONY: help lab lab-down test lint unit inference fleet e2e role roles bench bench-inference lock

@@ -23,7 +23,7 @@ packages() {
     if [ "$purpose" = test ]; then
         # Real counterparts for the tests: a cache, a decoder, a monitor, a phonemiser in a process of its own.
         wanted+=(redis-server ffmpeg prometheus prometheus-alertmanager espeak-ng nginx-light nmap openssl curl
-            chromium chromium-driver)
+            chromium chromium-driver wrk)
     fi
     local missing=()
     for name in "${wanted[@]}"; do

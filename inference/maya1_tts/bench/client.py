@@ -120,12 +120,14 @@ class Client:
     """Requests to one server over as many persistent connections as are needed at the same time."""
 
     def __init__(
-        self, url: str, headers: dict[str, str], timeout: float = 60.0, tls: ssl.SSLContext | None = None
+        self,
+        url: str,
+        headers: dict[str, str],
+        timeout: float = 60.0,
+        tls: ssl.SSLContext | None = None,
+        method: str = "POST",
     ) -> None:
-        """url: http:// or https://, with the path that requests are posted to.
-
-        timeout: seconds for one request, connecting included.
-        """
+        """url: http:// or https://, with the path. timeout: seconds for one request, connecting included."""
         self._timeout = timeout
         parts = urlsplit(url)
         self._host, self._tls = parts.hostname or "", None
@@ -133,12 +135,12 @@ class Client:
             self._tls = tls or ssl.create_default_context()
         self._port = parts.port or (443 if self._tls else 80)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        lines = [f"POST {path} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self._head = "\r\n".join(lines).encode()
         self._idle: deque[Connection] = deque()
 
-    async def post(self, body: bytes) -> Answer:
+    async def ask(self, body: bytes) -> Answer:
         """Raises RequestFailed."""
         request = b"%b\r\nContent-Length: %d\r\n\r\n%b" % (self._head, len(body), body)
         try:

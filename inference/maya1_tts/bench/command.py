@@ -87,23 +87,27 @@ def speech_body(model: str, voice: str | None, format: str, stream: bool) -> Cal
 
 async def _measure(load: Load, options: argparse.Namespace, texts: int) -> list[Run]:
     """Raises NothingMeasured, or RequestFailed when connections are refused."""
-    # Every text once, so that with --repeat a cache knows them all.
-    warm_up = await load.closed(1, Limit(requests=texts if options.repeat else min(texts, 3)))
-    summary = summarise(warm_up, options.format, options.objective)
-    if not summary.good:
-        first = warm_up.seen[0]
-        why = first.error or f"status {first.answer.status}, {shown(bytes(first.answer.body[:200]), 200)}"
-        if first.answer.status == 200:
-            why = f"the answer is not {options.format}"
-        raise NothingMeasured(f"no request of the warm-up was answered with audio; the first: {why}")
     seconds = options.duration if options.duration or options.requests else 10.0
     limit = Limit(options.requests, seconds)
     try:
+        # Every text once, so that with --repeat a cache knows them all.
+        await _warm_up(load, options.format, texts if options.repeat else min(texts, 3))
         if options.rate:
             return [await load.open(options.rate, limit, options.seed)]
         return [await load.closed(clients, limit) for clients in options.concurrency]
     finally:
         load.client.close()
+
+
+async def _warm_up(load: Load, format: str, requests: int) -> None:
+    run = await load.closed(1, Limit(requests=requests))
+    if listen(run, format)[0]:
+        return
+    first = run.seen[0]
+    why = first.error or f"status {first.answer.status}, {shown(bytes(first.answer.body[:200]), 200)}"
+    if first.answer.status == 200:
+        why = f"the answer is not {format}"
+    raise NothingMeasured(f"no request of the warm-up was answered with audio; the first: {why}")
 
 
 def _texts(options: argparse.Namespace) -> tuple[str, ...]:

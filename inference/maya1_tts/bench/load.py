@@ -109,7 +109,7 @@ class Load:
         body = self.body(next(self.texts))
         sent = time.perf_counter()
         try:
-            answer = await self.client.post(body)
+            answer = await self.client.ask(body)
         except RequestFailed as failure:
             return Seen(due, sent, time.perf_counter(), Answer(), failure.kind)
         end = time.perf_counter()

