@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     jwks_file: Path | None = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
+    trusted_proxies: str = "127.0.0.1"
+    audit_text: bool = False
+    audit_hash_key_file: Path | None = None
     redis_url: str | None = None
     redis_password_file: Path | None = None
     cache_ttl_seconds: int = Field(86400, ge=1)

@@ -27,6 +27,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            forwarded_allow_ips=settings.trusted_proxies,
             timeout_keep_alive=75,  # longer than a proxy keeps idle connections: it never meets a closed one
             timeout_graceful_shutdown=1,  # draining has waited already
         )

@@ -83,7 +83,8 @@ class Running:
 
     def request(self, text: str, stream: bool = True, **fields: object) -> httpx.Request:
         url = f"http://127.0.0.1:{self.port}/v1/audio/speech"
-        return httpx.Request("POST", url, json=self.body(text, stream, **fields))
+        token = {name: value for name, value in self.http.headers.items() if name == "authorization"}
+        return httpx.Request("POST", url, json=self.body(text, stream, **fields), headers=token)
 
     def in_background(self, text: str, stream: bool = False) -> threading.Thread:
         thread = threading.Thread(target=lambda: self.http.send(self.request(text, stream)))
@@ -94,6 +95,12 @@ class Running:
         """Ask for something, and hang up before it comes."""
         with httpx.Client(timeout=0.3) as client, pytest.raises(httpx.ReadTimeout):
             client.send(self.request(text, stream=False))
+
+    def get_ready(self) -> "Running":
+        self.may_load.set()
+        self.engine.permits.release(3)  # "Ready to speak."
+        wait_for(lambda: self.http.get("/readyz").status_code == 200, "warm-up")
+        return self
 
     def stop(self, unfinished: bool = False) -> None:
         """unfinished: what is being spoken stays so."""

@@ -21,10 +21,7 @@ def loading() -> Iterator[Running]:
 
 @pytest.fixture
 def ready(loading: Running) -> Running:
-    loading.may_load.set()
-    loading.engine.permits.release(3)  # "Ready to speak."
-    wait_for(lambda: loading.http.get("/readyz").status_code == 200, "warm-up")
-    return loading
+    return loading.get_ready()
 
 
 def test_ready_only_after_the_warm_up(loading: Running) -> None:

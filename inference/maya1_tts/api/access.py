@@ -12,10 +12,12 @@ from maya1_tts.auth import Scope
 def allowed(service: Service, scope: Scope | None = None) -> Any:
     """A dependency that only lets valid tokens pass, with this scope if one is named.
 
-    It leaves whose token it is in `request.state.subject`.
+    It leaves whose token it is in `request.state.subject`, also where the scope is missing.
     """
 
     async def check(request: Request) -> None:
-        request.state.subject = service.subject(request.headers.get("authorization"), scope)
+        request.state.subject = service.subject(request.headers.get("authorization"))
+        if scope:
+            service.need(request.state.subject, scope)
 
     return Depends(check)

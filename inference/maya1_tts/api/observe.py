@@ -6,9 +6,11 @@ import re
 import time
 import uuid
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maya1_tts.api.service import Service
+from maya1_tts.audit import Outcome, Record
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 access_log = logging.getLogger("maya1_tts.access")
@@ -22,16 +24,20 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin = time.perf_counter()
         fields: dict[str, object] = {}
-        scope.setdefault("state", {})["log"] = fields
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
+        record = Record(request_id, scope["path"], client=scope["client"][0] if scope["client"] else None)
+        state = scope.setdefault("state", {})
+        state |= {"log": fields, "record": record}
         status = 499  # stands when the client leaves before an answer
-        speaking = self._service.speaking if scope["path"] == "/v1/audio/speech" else contextlib.nullcontext
+        complete = broken = False
+        speaks = scope["path"] == "/v1/audio/speech"
+        speaking = self._service.speaking if speaks else contextlib.nullcontext
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
@@ -40,8 +46,14 @@ class Observe:
         try:
             with speaking():
                 await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            broken = True
+            status = 500 if status == 499 else status  # so answers who is outside of this
+            raise
         finally:
-            seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - record.begun
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._service.metrics.requests.labels(route, method, str(status)).inc()
@@ -49,3 +61,18 @@ class Observe:
             level = logging.DEBUG if route in ("/livez", "/readyz", "/metrics") else logging.INFO
             fields |= {"request_id": request_id, "method": method, "route": route, "status": status}
             access_log.log(level, "request", extra={"fields": fields | {"seconds": round(seconds, 4)}})
+            if speaks and method == "POST":
+                record.subject = state.get("subject")
+                error = record.speech.error if record.speech else None
+                code = fields.get("code") or (error.code if error else None)
+                outcome = _outcome(status, broken or error is not None, complete)
+                self._service.conclude(record, outcome, status, str(code) if code else None)
+
+
+def _outcome(status: int, broken: bool, complete: bool) -> Outcome:
+    """What came of a request, of which the status alone does not tell: a stream has it before it ends."""
+    if 400 <= status < 600 and status not in (499, 500):
+        return "refused"
+    if status == 500 or broken:
+        return "failed"
+    return "done" if complete and status != 499 else "cancelled"

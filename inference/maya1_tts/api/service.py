@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from maya1_tts import __version__
 from maya1_tts.admission import Claim
+from maya1_tts.audit import Audit, Outcome, Record
 from maya1_tts.auth import ANYBODY, Authenticator, Scope, Subject
 from maya1_tts.cache import Cache
 from maya1_tts.config import Settings
@@ -31,6 +32,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.auth = Authenticator(settings) if settings.auth == "jwt" else None
+        self.audit = Audit(settings)
         self.cache = Cache(settings, self.metrics)
         self.jobs = Jobs(settings, self.metrics)
         self.draining = False
@@ -114,13 +116,27 @@ class Service:
             )
         return Claim(subject.tenant, deadline=time.monotonic() + seconds)
 
+    def conclude(self, record: Record, outcome: Outcome, status: int | str, code: str | None = None) -> None:
+        """Ends a request for speech, by whatever entry point it came, with a line in the audit log."""
+        self.audit.write(record, outcome, status, code)
+
     def subject(self, authorization: str | None, scope: Scope | None = None) -> Subject:
         """Who asks. Raises ApiError 401 when that is not certain, 403 when the token lacks the scope."""
-        try:
+        with self._refusals_counted():
             subject = self.auth.check(authorization) if self.auth else ANYBODY
-            if scope:
-                subject.need(scope)
-            return subject
+        if scope:
+            self.need(subject, scope)
+        return subject
+
+    def need(self, subject: Subject, scope: Scope) -> None:
+        """Raises ApiError 403 unless the subject's token has the scope."""
+        with self._refusals_counted():
+            subject.need(scope)
+
+    @contextlib.contextmanager
+    def _refusals_counted(self) -> Iterator[None]:
+        try:
+            yield
         except ApiError as error:
             self.metrics.auth_failures.labels(error.code).inc()
             raise

@@ -35,9 +35,11 @@ def speech_routes(service: Service) -> APIRouter:
     @router.post("/v1/audio/speech")
     async def speech(request: Request) -> Response:
         begin = time.perf_counter()
+        record = request.state.record
         studio, engine = service.studio, service.engine
         body = await read_body(request, service.settings.max_body_bytes)
         asked = parse(body, request.headers.get("content-type", ""), SpeechRequest)
+        record.text = asked.input
         if asked.timestamps and asked.stream_format != "sse" and (asked.stream or asked.stream_format):
             raise ApiError(
                 400,
@@ -47,12 +49,13 @@ def speech_routes(service: Service) -> APIRouter:
                 "timestamps",
             )
         order = to_order(asked, service.settings, engine)
-        spoken = studio.listen(order, service.claim(request.state.subject, request.headers))
+        record.engine, record.order = engine.name, order
+        spoken = record.speech = studio.listen(order, service.claim(request.state.subject, request.headers))
         pieces = spoken.follow()
         try:
             # The headers wait for the first sound, so that whatever fails before it is a real HTTP error.
             first = await _unless_gone(request, anext(pieces))
-            ttfa = time.perf_counter() - begin
+            ttfa = record.ttfa = time.perf_counter() - begin
             service.metrics.ttfa.labels(spoken.cache).observe(ttfa)
             headers = {
                 "X-Engine": engine.name,
