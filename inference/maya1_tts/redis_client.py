@@ -12,12 +12,13 @@ def connect(settings: Settings, timeout: float) -> redis.asyncio.Redis | None:
 
     timeout: seconds that one command may take. Raises ConfigError when the password file cannot be used.
     """
+    file = settings.redis_password_file
+    password = read_secret("REDIS_PASSWORD_FILE", file).decode() if file else None
     if not settings.redis_url:
         return None
-    password = settings.redis_password_file
     return redis.asyncio.from_url(
         settings.redis_url,
-        password=read_secret("REDIS_PASSWORD_FILE", password).decode() if password else None,
+        password=password,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
