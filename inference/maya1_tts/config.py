@@ -23,6 +23,8 @@ class Settings(BaseSettings):
     default_voice: str = "joe"
     workers: int = Field(2, ge=1, le=64)
     threads: int = Field(1, ge=1, le=64)
+    onnx_provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    tensorrt_cache_dir: Path | None = None
     queue_limit: int = Field(16, ge=0, le=10000)
     queue_seconds: float = Field(30, gt=0, le=3600)
     deadline_seconds: float = Field(30, gt=0, le=3600)

