@@ -60,6 +60,10 @@ bench-inference: ## Measure the speech service: tables for docs/benchmarks.md; w
 	    .venv-inference/bin/python tests/bench/inference/$$name.py $(QUICK) || failed="$$failed $$name"; \
 	done; [ -z "$$failed" ] || { echo "Failed:$$failed" >&2; exit 1; }
 
+proto: ## Renew the code that is generated from inference/maya1_tts/grpc/speech.proto
+	cd inference && ../.venv-inference/bin/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
+	    maya1_tts/grpc/speech.proto
+
 COMPILE := uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 CUDA := --python-platform x86_64-manylinux_2_28 --extra build
 
@@ -73,4 +77,4 @@ lock: ## Renew all lock files (needs uv)
 	cd inference && $(COMPILE) $(CUDA) --extra cuda-580 pyproject.toml -o requirements-cuda-580.lock
 	cd inference && $(COMPILE) --universal -c requirements-maya1-cpu.lock requirements-test.in -o requirements-test.lock
 
-.PHONY: help lab lab-down test lint unit inference fleet e2e role roles bench bench-inference lock
+.PHONY: help lab lab-down test lint unit inference fleet e2e role roles bench bench-inference proto lock

@@ -1,5 +1,6 @@
 """All settings, from MAYA1_TTS_* environment variables. Secrets come by file only."""
 
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,10 @@ class Settings(BaseSettings):
     jobs_per_subject: int = Field(100, ge=1, le=10_000)
     job_max_input_chars: int = Field(20_000, ge=1, le=1_000_000)
     job_ttl_seconds: int = Field(86400, ge=60)
+    grpc_port: int = Field(0, ge=0, le=65535)
+    grpc_tls_cert_file: Path | None = None
+    grpc_tls_key_file: Path | None = None
+    grpc_client_ca_file: Path | None = None
     drain_seconds: float = Field(30, ge=0, le=3600)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -85,7 +90,34 @@ def load_settings() -> Settings:
             "MAYA1_TTS_AUTH='jwt' needs a key, but neither MAYA1_TTS_JWT_SECRET_FILE nor MAYA1_TTS_JWKS_FILE "
             "is set; allowed: a file with a secret of at least 32 bytes, a JWKS file, or both."
         )
+    if settings.grpc_port:
+        _check_grpc(settings)
     return settings
+
+
+def _check_grpc(settings: Settings) -> None:
+    if bool(settings.grpc_tls_cert_file) != bool(settings.grpc_tls_key_file):
+        raise ConfigError(
+            "Of MAYA1_TTS_GRPC_TLS_CERT_FILE and MAYA1_TTS_GRPC_TLS_KEY_FILE only one is set; "
+            "allowed: both, or neither."
+        )
+    if settings.grpc_tls_cert_file:
+        return
+    if settings.grpc_client_ca_file:
+        raise ConfigError("MAYA1_TTS_GRPC_CLIENT_CA_FILE needs MAYA1_TTS_GRPC_TLS_CERT_FILE and its key.")
+    if settings.environment == "production" and not _is_loopback(settings.host):
+        raise ConfigError(
+            f"MAYA1_TTS_GRPC_PORT='{settings.grpc_port}' without TLS is refused while MAYA1_TTS_ENVIRONMENT="
+            f"'production' and MAYA1_TTS_HOST={shown(settings.host)}, as tokens would travel in the clear; "
+            "allowed: GRPC_TLS_CERT_FILE and GRPC_TLS_KEY_FILE, or a loopback HOST."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_secret(variable: str, path: Path) -> bytes:

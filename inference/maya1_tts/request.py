@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
@@ -108,6 +109,11 @@ def understand(body: bytes, model: type[Asked]) -> Asked:
         raise ApiError(
             400, "invalid_json", "The request body is JSON but not an object; allowed: a JSON object."
         )
+    return validate(data, model)
+
+
+def validate(data: Mapping[str, Any], model: type[Asked]) -> Asked:
+    """Raises ApiError unless these are right fields of right types."""
     for field in data:
         if field not in model.model_fields:
             name = shown(field)

@@ -3,13 +3,24 @@
 import asyncio
 import logging
 import signal
+import socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from maya1_tts.api import Service, create_app
 
+if TYPE_CHECKING:
+    from maya1_tts.grpc import GrpcServer
+
 log = logging.getLogger(__name__)
+
+
+def _grpc_server(service: Service) -> "GrpcServer":
+    from maya1_tts.grpc import GrpcServer  # costs time and memory, which only those pay who want it
+
+    return GrpcServer(service)
 
 
 class Server(uvicorn.Server):
@@ -33,9 +44,25 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._service = service
+        self._grpc = _grpc_server(service) if settings.grpc_port else None
         self._drain: asyncio.Task[None] | None = None
         self.fatal: Exception | None = None
         service.on_fatal = self._fail
+        service.on_ready = self._report_health
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._grpc:
+            await self._grpc.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc:
+            await self._grpc.stop()
+        await super().shutdown(sockets)
+
+    async def _report_health(self) -> None:
+        if self._grpc:
+            await self._grpc.report_health()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining or not self.started:
@@ -49,6 +76,7 @@ class Server(uvicorn.Server):
         self._drain = asyncio.create_task(self._wait_until_drained())
 
     async def _wait_until_drained(self) -> None:
+        await self._report_health()
         end = asyncio.get_running_loop().time() + self._service.settings.drain_seconds
         while self._service.in_flight and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

@@ -1,6 +1,7 @@
 """An engine that waits for a permit before each segment: tests decide when things happen, not a clock."""
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncIterator, Mapping
 
@@ -26,11 +27,13 @@ class Gate:
         self.voices: Mapping[str, Voice] = {"tone": Voice("tone", "Tone", "en", 8000, "1")}
         self.permits = threading.Semaphore(0)
         self.spoken: list[str] = []
+        self.loop: asyncio.AbstractEventLoop | None = None  # that of the service
 
     def segments(self, text: str, delivery: Delivery) -> list[Segment]:
         return [Segment(word, 0.0, 0.1) for word in text.split()]
 
     async def stream(self, segment: Segment, delivery: Delivery) -> AsyncIterator[FloatArray]:
+        self.loop = asyncio.get_running_loop()
         while not self.permits.acquire(blocking=False):
             await asyncio.sleep(0.005)
         if segment.text == "explode":
@@ -101,6 +104,11 @@ class Running:
         self.engine.permits.release(3)  # "Ready to speak."
         wait_for(lambda: self.http.get("/readyz").status_code == 200, "warm-up")
         return self
+
+    def drain(self) -> None:
+        """As SIGTERM does, which only a main thread can receive."""
+        assert self.engine.loop
+        self.engine.loop.call_soon_threadsafe(self.server.handle_exit, signal.SIGTERM, None)
 
     def stop(self, unfinished: bool = False) -> None:
         """unfinished: what is being spoken stays so."""

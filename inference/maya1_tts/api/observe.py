@@ -5,6 +5,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,8 +13,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from maya1_tts.api.service import Service
 from maya1_tts.audit import Outcome, Record
 
+QUIET = ("/livez", "/readyz", "/metrics")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 access_log = logging.getLogger("maya1_tts.access")
+
+
+def request_id(given: str) -> str:
+    """The id that the client gave its request, if it is a harmless one, else a new one."""
+    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
+
+
+def answered(
+    service: Service, begin: float, fields: Mapping[str, object], route: str, method: str, status: int | str
+) -> None:
+    """One request that is over, in the metrics and the log. begin: by time.perf_counter."""
+    seconds = time.perf_counter() - begin
+    service.metrics.requests.labels(route, method, str(status)).inc()
+    service.metrics.request_duration.labels(route).observe(seconds)
+    level = logging.DEBUG if route in QUIET else logging.INFO
+    told = {**fields, "method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
+    access_log.log(level, "request", extra={"fields": told})
 
 
 class Observe:
@@ -24,10 +43,9 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        fields: dict[str, object] = {}
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
-        record = Record(request_id, scope["path"], client=scope["client"][0] if scope["client"] else None)
+        id = request_id(dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1"))
+        fields: dict[str, object] = {"request_id": id}
+        record = Record(id, scope["path"], client=scope["client"][0] if scope["client"] else None)
         state = scope.setdefault("state", {})
         state |= {"log": fields, "record": record}
         status = 499  # stands when the client leaves before an answer
@@ -40,7 +58,7 @@ class Observe:
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
             await send(message)
 
         try:
@@ -53,14 +71,9 @@ class Observe:
             status = 500 if status == 499 else status  # so answers who is outside of this
             raise
         finally:
-            seconds = time.perf_counter() - record.begun
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self._service.metrics.requests.labels(route, method, str(status)).inc()
-            self._service.metrics.request_duration.labels(route).observe(seconds)
-            level = logging.DEBUG if route in ("/livez", "/readyz", "/metrics") else logging.INFO
-            fields |= {"request_id": request_id, "method": method, "route": route, "status": status}
-            access_log.log(level, "request", extra={"fields": fields | {"seconds": round(seconds, 4)}})
+            answered(self._service, record.begun, fields, route, method, status)
             if speaks and method == "POST":
                 record.subject = state.get("subject")
                 error = record.speech.error if record.speech else None

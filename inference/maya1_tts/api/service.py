@@ -5,7 +5,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 from fastapi import FastAPI
 
@@ -38,6 +38,7 @@ class Service:
         self.draining = False
         self.in_flight = 0  # how many are `speaking`
         self.on_fatal: Callable[[Exception], None] = lambda error: None
+        self.on_ready: Callable[[], Awaitable[None]] | None = None
         self._load_engine = load_engine
         self._engine: Engine | None = None
         self._studio: Studio | None = None
@@ -86,6 +87,8 @@ class Service:
             studio = Studio(self.settings, engine, self.cache, self.metrics)
             await studio.warm_up()
             self._studio = studio
+            if self.on_ready:
+                await self.on_ready()
             log.info("ready", extra={"fields": {"engine": engine.name, "voices": list(engine.voices)}})
             await self.jobs.work(engine, lambda: self.studio)
         except Exception as error:
