@@ -77,34 +77,81 @@ def to_int16(samples: FloatArray) -> IntArray:
     return scaled
 
 
+class Passing(io.RawIOBase):
+    """A file that keeps only what nobody has taken yet: for streams without an end.
+
+    What is written over bytes that have left, such as a length in a header, is lost.
+    """
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        self._taken = self._position = 0
+
+    def take(self) -> bytes:
+        new = bytes(self._kept)
+        self._kept.clear()
+        self._taken += len(new)
+        return new
+
+    def write(self, data: Any) -> int:
+        begin = self._position - self._taken
+        lost = min(max(-begin, 0), len(data))
+        if lost < len(data):
+            place = begin + lost
+            self._kept[place : place + len(data) - lost] = data[lost:]
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._taken + len(self._kept)}
+        self._position = origin[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+class Kept(io.BytesIO):
+    """A file that keeps everything."""
+
+    _taken = 0
+
+    def take(self) -> bytes:
+        with self.getbuffer() as buffer:
+            new = bytes(buffer[self._taken :])
+        self._taken += len(new)
+        return new
+
+
 class Encoder:
     """Encodes mono int16 samples of `rate` as they come, into a file of `file_rate`, both in Hz.
 
     `write` and `finish` return the bytes to send on now. `complete` is, after `finish`, the same audio as one
-    file whose header also knows the length, which a stream cannot know when its first byte leaves.
+    file whose header also knows the length, which a stream cannot know when its first byte leaves; there is
+    none with `endless`, which keeps nothing that it has returned.
     This base class is the `pcm` format: little-endian samples and nothing else.
     """
 
-    def __init__(self, rate: int, file_rate: int) -> None:
+    def __init__(self, rate: int, file_rate: int, endless: bool = False) -> None:
         self.rate = file_rate
-        self._file = io.BytesIO()
-        self._sent = 0
+        self._file = Passing() if endless else Kept()
         self._resampler = (
             soxr.ResampleStream(rate, file_rate, 1, dtype="int16") if rate != file_rate else None
         )
 
     def write(self, samples: IntArray) -> bytes:
         self._append(self._resampler.resample_chunk(samples) if self._resampler else samples)
-        return self._unsent()
+        return self._file.take()
 
     def finish(self) -> bytes:
         if self._resampler:
             self._append(self._resampler.resample_chunk(np.zeros(0, dtype=np.int16), last=True))
         self._close()
-        return self._unsent()
+        return self._file.take()
 
     @property
     def complete(self) -> bytes:
+        assert isinstance(self._file, Kept)  # noqa: S101
         return self._file.getvalue()
 
     def _append(self, samples: IntArray) -> None:
@@ -113,18 +160,12 @@ class Encoder:
     def _close(self) -> None:
         """Whatever the file wants when its last sample is written."""
 
-    def _unsent(self) -> bytes:
-        with self._file.getbuffer() as buffer:
-            new = bytes(buffer[self._sent :])
-        self._sent += len(new)
-        return new
-
 
 class WavEncoder(Encoder):
     """One header, then samples. While streaming, both sizes say 0xFFFFFFFF, the usual mark for "unknown"."""
 
-    def __init__(self, rate: int, file_rate: int) -> None:
-        super().__init__(rate, file_rate)
+    def __init__(self, rate: int, file_rate: int, endless: bool = False) -> None:
+        super().__init__(rate, file_rate, endless)
         self._file.write(self._header(0xFFFFFFFF, 0xFFFFFFFF))
 
     def _header(self, riff_size: int, data_size: int) -> bytes:
@@ -153,8 +194,8 @@ _SNDFILE: dict[Format, dict[str, Any]] = {
 class SndfileEncoder(Encoder):
     """mp3, flac and opus through libsndfile, which rewrites its header in place when the file is closed."""
 
-    def __init__(self, rate: int, file_rate: int, format: Format) -> None:
-        super().__init__(rate, file_rate)
+    def __init__(self, rate: int, file_rate: int, format: Format, endless: bool = False) -> None:
+        super().__init__(rate, file_rate, endless)
         self._sound = soundfile.SoundFile(self._file, "w", file_rate, 1, **_SNDFILE[format])
 
     def _append(self, samples: IntArray) -> None:
@@ -169,10 +210,10 @@ def file_rate(format: Format, rate: int) -> int:
     return OPUS_RATE if format == "opus" else rate
 
 
-def encoder(format: Format, rate: int, rate_of_file: int | None = None) -> Encoder:
+def encoder(format: Format, rate: int, rate_of_file: int | None = None, endless: bool = False) -> Encoder:
     rates = (rate, rate_of_file or file_rate(format, rate))
     if format == "pcm":
-        return Encoder(*rates)
+        return Encoder(*rates, endless)
     if format == "wav":
-        return WavEncoder(*rates)
-    return SndfileEncoder(*rates, format)
+        return WavEncoder(*rates, endless)
+    return SndfileEncoder(*rates, format, endless)

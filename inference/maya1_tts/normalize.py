@@ -254,7 +254,7 @@ def _roman(match: re.Match[str]) -> str:
 
 # ---- abbreviations and signs -----------------------------------------------------------------------------
 
-_ABBREVIATIONS = {
+ABBREVIATIONS = {
     "Dr.": "Doctor", "Mr.": "Mister", "Mrs.": "Missus", "Ms.": "Miz", "Prof.": "Professor", "Gen.": "General",
     "Col.": "Colonel", "Capt.": "Captain", "Lt.": "Lieutenant", "Sgt.": "Sergeant", "Rev.": "Reverend",
     "Jr.": "Junior", "Sr.": "Senior", "Inc.": "Incorporated", "Ltd.": "Limited", "Corp.": "Corporation",
@@ -265,7 +265,7 @@ _ABBREVIATIONS = {
 }  # fmt: skip
 _ABBREVIATION = re.compile(
     r"(?<![\w.])(?:"
-    + "|".join(re.escape(a) for a in sorted(_ABBREVIATIONS, key=len, reverse=True))
+    + "|".join(re.escape(a) for a in sorted(ABBREVIATIONS, key=len, reverse=True))
     + r")(?!\w)"
 )
 
@@ -275,7 +275,7 @@ def _abbreviation(match: re.Match[str]) -> str:
     rest = match.string[match.end() :]
     last = not rest.strip("\"') ") or (match[0] == "etc." and re.match(r"\s+[A-Z]", rest) is not None)
     ends = match[0].endswith(".") and last
-    return _ABBREVIATIONS[match[0]].rstrip("," if ends else "") + ("." if ends else "")
+    return ABBREVIATIONS[match[0]].rstrip("," if ends else "") + ("." if ends else "")
 
 
 def _initials(match: re.Match[str]) -> str:

@@ -26,6 +26,8 @@ _ALLOWED = {
     "sample_rate": ", ".join(map(str, get_args(SampleRate))),
     "timestamps": "'segment'",
     "metadata": "at most 16 pairs of strings, names up to 64 and values up to 512 characters",
+    "type": "'start' first, then 'text', 'flush' or 'end'",
+    "text": "a string",
     "instructions": "nothing or an empty text with this engine",
 }
 Name = Annotated[str, Field(min_length=1, max_length=64)]
@@ -63,7 +65,7 @@ class JobRequest(Options):
     metadata: Annotated[dict[Name, Value], Field(max_length=16)] = Field(default_factory=dict)
 
 
-Asked = TypeVar("Asked", bound=Options)
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

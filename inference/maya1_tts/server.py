@@ -35,6 +35,8 @@ class Server(uvicorn.Server):
             http="httptools",
             loop="uvloop",
             ws="websockets-sansio",
+            ws_max_size=settings.max_body_bytes,
+            ws_per_message_deflate=False,  # audio gains nothing, and a little text could inflate to a lot
             log_config=None,
             access_log=False,
             server_header=False,
@@ -73,6 +75,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_soon_threadsafe(self._start_drain)
 
     def _start_drain(self) -> None:
+        self._service.leaving.set()
         self._drain = asyncio.create_task(self._wait_until_drained())
 
     async def _wait_until_drained(self) -> None:

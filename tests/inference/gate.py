@@ -77,10 +77,6 @@ class Running:
             or 0.0
         )
 
-    def until_ready(self) -> "Running":
-        wait_for(lambda: self.http.get("/readyz").status_code == 200, "warm-up")
-        return self
-
     def body(self, text: str, stream: bool = True, **fields: object) -> dict[str, object]:
         return {"model": "gate", "input": text, "response_format": "pcm", "stream": stream} | fields
 

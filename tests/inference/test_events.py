@@ -99,10 +99,8 @@ def test_a_sample_rate_of_choice(service: Service, format: str) -> None:
 @pytest.fixture
 def gate() -> Iterator[Running]:
     running = Running()
-    running.may_load.set()
-    running.engine.permits.release(3)  # "Ready to speak."
     try:
-        yield running.until_ready()
+        yield running.get_ready()
     finally:
         running.stop()
 

@@ -71,9 +71,7 @@ def gate(redis: Redis) -> Iterator[Running]:
 def opened(redis: Redis) -> Running:
     bounds = {"jobs_per_subject": 3, "queue_limit": 2}
     running = Running(redis_url=redis.url, model_aliases="tts-1", **bounds)
-    running.may_load.set()
-    running.engine.permits.release(3)  # "Ready to speak."
-    return running.until_ready()
+    return running.get_ready()
 
 
 def words(text: str, **changed: Any) -> dict[str, Any]:
@@ -209,7 +207,7 @@ def test_a_process_that_stops_hands_its_jobs_on(redis: Redis) -> None:
 def test_a_job_outlives_a_process_that_is_killed(redis: Redis, tmp_path: Path) -> None:
     killed = Service(tmp_path, ENVIRONMENT="development", AUTH="none", REDIS_URL=redis.url, WORKERS=1)
     try:
-        killed.wait_until_ready()
+        killed.wait_get_ready()
         subject = Subject(killed.url)
         long = words("A rather long text. " * 100, voice=None)
         id = subject.submit(**long).json()["id"]

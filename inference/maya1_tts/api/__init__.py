@@ -10,13 +10,14 @@ from maya1_tts.api.jobs import job_routes
 from maya1_tts.api.observe import Observe
 from maya1_tts.api.service import Service
 from maya1_tts.api.speech import speech_routes
+from maya1_tts.api.websocket import websocket_routes
 
 __all__ = ["Service", "create_app"]
 
 
 def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="maya1-tts", version=__version__, lifespan=service.lifespan, openapi_url=None)
-    for routes in (speech_routes, job_routes, catalogue_routes, health_routes):
+    for routes in (speech_routes, websocket_routes, job_routes, catalogue_routes, health_routes):
         app.include_router(routes(service))
     handle_failures(app, service)
     app.add_middleware(Observe, service=service)

@@ -36,6 +36,7 @@ class Service:
         self.cache = Cache(settings, self.metrics)
         self.jobs = Jobs(settings, self.metrics)
         self.draining = False
+        self.leaving = asyncio.Event()  # set while draining, for those who wait for a client
         self.in_flight = 0  # how many are `speaking`
         self.on_fatal: Callable[[Exception], None] = lambda error: None
         self.on_ready: Callable[[], Awaitable[None]] | None = None
