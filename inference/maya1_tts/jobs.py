@@ -15,7 +15,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
@@ -23,14 +23,16 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from maya1_tts.admission import Claim
 from maya1_tts.audio import Format
+from maya1_tts.audit import Record
 from maya1_tts.auth import Subject
 from maya1_tts.config import Settings
-from maya1_tts.engine import Engine
 from maya1_tts.errors import ApiError, shown
 from maya1_tts.metrics import Metrics
 from maya1_tts.redis_client import connect
 from maya1_tts.request import JobRequest, to_order
-from maya1_tts.studio import Studio
+
+if TYPE_CHECKING:
+    from maya1_tts.api.service import Service
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TIMEOUT_SECONDS = 5.0  # audio may be large
@@ -133,6 +135,10 @@ class Job:
     @property
     def attempts(self) -> int:
         return int(self.fields["attempts"])
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.fields["subject"], self.fields["tenant"], frozenset({"jobs"}))
 
     @property
     def request(self) -> JobRequest:
@@ -254,22 +260,22 @@ class Jobs:
             raise _unknown(job_id)
         return cast(Literal["cancelled", "deleted"], outcome.decode())
 
-    async def work(self, engine: Engine, studio: Callable[[], Studio]) -> None:
+    async def work(self, service: "Service") -> None:
         """Carry out jobs, as many at once as the engine has lanes, until cancelled.
 
-        What is not finished then is given back. studio: raises ApiError 503 when nothing should be begun.
+        What is not finished then is given back. None is begun while the service drains.
         """
         running: set[asyncio.Task[None]] = set()
         try:
             while self._redis:
-                if len(running) == engine.lanes:
+                if len(running) == service.engine.lanes:
                     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 self._submitted.clear()
                 job = None
                 with contextlib.suppress(ApiError):
                     job = await self._claim()
                 if job:
-                    task = asyncio.create_task(self._carry_out(job, engine, studio))
+                    task = asyncio.create_task(self._carry_out(job, service))
                     running.add(task)
                     task.add_done_callback(running.discard)
                 else:
@@ -292,8 +298,8 @@ class Jobs:
         fields = await self._answer(lambda redis: redis.hgetall(PREFIX + job_id))
         return Job(job_id, {name.decode(): value.decode() for name, value in fields.items()})
 
-    async def _carry_out(self, job: Job, engine: Engine, studio: Callable[[], Studio]) -> None:
-        work = asyncio.create_task(self._outcome(job, engine, studio))
+    async def _carry_out(self, job: Job, service: "Service") -> None:
+        work = asyncio.create_task(self._outcome(job, service))
         lease = asyncio.create_task(self._keep(job))
         try:
             await asyncio.wait({work, lease}, return_when=asyncio.FIRST_COMPLETED)
@@ -321,27 +327,36 @@ class Jobs:
         with contextlib.suppress(ApiError):  # if Redis is away, the lease will run out
             await self._as_holder(_GIVE_BACK, job, delay * 1000)
 
-    async def _outcome(self, job: Job, engine: Engine, studio: Callable[[], Studio]) -> None:
+    async def _outcome(self, job: Job, service: "Service") -> None:
+        record = Record(job.id, "/v1/audio/jobs", subject=job.subject)
         try:
             if job.attempts > ATTEMPTS:
                 raise ApiError(
                     500, "job_abandoned", f"The service stopped {ATTEMPTS} times while it spoke this job."
                 )
-            await self._speak(job, engine, studio())
+            await self._speak(job, service, record)
+            service.conclude(record, "done", "succeeded")
+            return
         except ApiError as error:
-            if error.status in (429, 503):  # too much to do just now
-                await self._give_back(job, int(error.headers.get("Retry-After", "1")))
-            else:
-                await self._end(job, "failed", "error", error.body()["error"])
+            failure = error
+        except asyncio.CancelledError:
+            service.conclude(record, "cancelled", "cancelled")
+            raise
         except Exception:
             log.exception("job failed")
             failure = ApiError(500, "internal_error", "The service failed; it has logged why.")
+        if failure.status in (429, 503):  # too much to do just now
+            await self._give_back(job, int(failure.headers.get("Retry-After", "1")))
+        else:
             await self._end(job, "failed", "error", failure.body()["error"])
+            service.conclude(record, "failed", "failed", failure.code)
 
-    async def _speak(self, job: Job, engine: Engine, studio: Studio) -> None:
+    async def _speak(self, job: Job, service: "Service", record: Record) -> None:
+        studio, engine = service.studio, service.engine
         request = job.request
-        order = to_order(request, self._settings, engine, self._settings.job_max_input_chars)
-        speech = studio.listen(order, Claim(job.fields["tenant"], "batch"))
+        record.text, record.engine = request.input, engine.name
+        order = record.order = to_order(request, self._settings, engine, self._settings.job_max_input_chars)
+        speech = record.speech = studio.listen(order, Claim(job.subject.tenant, "batch"))
         try:
             body = await speech.whole()
         finally:

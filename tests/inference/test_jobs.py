@@ -92,6 +92,10 @@ def test_a_job_is_spoken_and_fetched(service: Service, subject: Subject) -> None
     assert result.headers["content-type"] == "audio/wav"
     assert result.content == service.speak(BODY["input"], speed=1.1, response_format="wav").content
     assert done["audio"]["audio_seconds"] == pytest.approx((len(result.content) - 44) / 2 / 22050, abs=1e-5)
+    lines = map(json.loads, service.log.splitlines())
+    (line,) = (line for line in lines if line.get("request_id") == job["id"])
+    assert (line["logger"], line["outcome"], line["chars"]) == ("maya1_tts.audit", "done", 26)
+    assert line["subject"].startswith("subject-")
     assert subject.delete(job["id"]).json()["status"] == "deleted"
     for answer in (subject.http.get(f"/v1/audio/jobs/{job['id']}"), subject.result(job["id"])):
         expect_error(answer, 404, "job_not_found")
@@ -207,7 +211,7 @@ def test_a_process_that_stops_hands_its_jobs_on(redis: Redis) -> None:
 def test_a_job_outlives_a_process_that_is_killed(redis: Redis, tmp_path: Path) -> None:
     killed = Service(tmp_path, ENVIRONMENT="development", AUTH="none", REDIS_URL=redis.url, WORKERS=1)
     try:
-        killed.wait_get_ready()
+        killed.wait_until_ready()
         subject = Subject(killed.url)
         long = words("A rather long text. " * 100, voice=None)
         id = subject.submit(**long).json()["id"]

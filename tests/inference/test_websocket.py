@@ -165,12 +165,18 @@ def test_a_message_that_is_too_large(service: Service) -> None:
 def test_one_wrong_sentence_does_not_end_it(service: Service) -> None:
     with authorised(service) as session:
         session.send(**JOE)
+        id = session.until("started")["request_id"]
         session.send(type="text", text="Hello there. こんにちは。 😀! Good bye.")
         session.send(type="end")
         assert session.until("done")["audio_seconds"] > 1
     types = [event["type"] for event in session.told]
     assert types == ["started", "segment", "error", "segment", "done"]
     assert session.errors() == ["unsupported_characters"]
+    audited = [line for line in map(json.loads, service.log.splitlines()) if line.get("request_id") == id]
+    codes = [(line["outcome"], line.get("code")) for line in audited if line["logger"] == "maya1_tts.audit"]
+    assert codes == [
+        ("done", None), ("refused", "unsupported_characters"), ("refused", "empty_input"), ("done", None)
+    ]  # fmt: skip
 
 
 def test_a_failure_of_the_engine_ends_it(gate: Running) -> None:

@@ -91,7 +91,7 @@ class Service:
             if self.on_ready:
                 await self.on_ready()
             log.info("ready", extra={"fields": {"engine": engine.name, "voices": list(engine.voices)}})
-            await self.jobs.work(engine, lambda: self.studio)
+            await self.jobs.work(self)
         except Exception as error:
             self.on_fatal(error)
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import time
+import uuid
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -21,12 +22,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from maya1_tts.api.service import Service
 from maya1_tts.audio import Encoder, Format, encoder
+from maya1_tts.audit import Record
 from maya1_tts.auth import Subject
 from maya1_tts.errors import ApiError
 from maya1_tts.request import Options, check_text, template, understand
 from maya1_tts.sentences import Sentences
 from maya1_tts.studio import Order
 
+ROUTE = "/v1/audio/speech/ws"
 PROTOCOL = "bearer"  # browsers cannot set headers on a WebSocket: they offer this and then the token
 SENTENCES_AHEAD = 8  # may wait to be spoken; then the client is not read from until one has been sent
 PAUSE_SECONDS = 0.15  # between sentences; an engine puts none behind the last of a text
@@ -62,7 +65,7 @@ class Closed(Exception):
 def websocket_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.websocket("/v1/audio/speech/ws")
+    @router.websocket(ROUTE)
     async def speak(websocket: WebSocket) -> None:
         begin = time.perf_counter()
         offered = websocket.scope["subprotocols"]
@@ -79,15 +82,15 @@ def websocket_routes(service: Service) -> APIRouter:
         await websocket.accept(subprotocol=PROTOCOL if by_protocol else None)
         with service.speaking():
             code = await session.run()
-        _log(service, begin, code, chars=session.characters, audio_seconds=round(session.seconds, 3))
+        told = {"chars": session.characters, "audio_seconds": round(session.seconds, 3)}
+        _log(service, begin, code, request_id=session.request_id, **told)
 
     return router
 
 
 def _log(service: Service, begin: float, status: int, **fields: Any) -> None:
-    route = "/v1/audio/speech/ws"
-    service.metrics.requests.labels(route, "WEBSOCKET", str(status)).inc()
-    fields |= {"method": "WEBSOCKET", "route": route, "status": status}
+    service.metrics.requests.labels(ROUTE, "WEBSOCKET", str(status)).inc()
+    fields |= {"method": "WEBSOCKET", "route": ROUTE, "status": status}
     access_log.info("request", extra={"fields": fields | {"seconds": round(time.perf_counter() - begin, 4)}})
 
 
@@ -103,6 +106,8 @@ class Session:
         self._speaking = False
         self._samples = 0  # at the voice's rate
         self._rate = 1
+        self._client = websocket.client.host if websocket.client else None
+        self.request_id = uuid.uuid4().hex
         self.characters = 0
 
     @property
@@ -154,6 +159,7 @@ class Session:
         self._rate = order.voice.sample_rate
         await self._tell(
             "started",
+            request_id=self.request_id,
             engine=self._engine.name,
             voice=order.voice.id,
             response_format=order.format,
@@ -237,35 +243,54 @@ class Session:
             self._speaking = True
             try:
                 await self._say(item, order, file)
-            except ApiError as error:
-                if error.code == "empty_input":
-                    continue  # a smiley, a line of dashes: nothing was lost
-                if error.status != 400:
-                    raise Closed(TRY_LATER if error.status in (429, 503) else FAILED, error) from None
-                await self._tell("error", **error.body())  # one sentence is wrong; the others are not
             finally:
                 self._speaking = False
 
     async def _say(self, sentence: str, order: Order, file: Encoder) -> None:
-        begin = time.perf_counter()
-        check_text(sentence, self._service.settings.max_input_chars)
-        spoken = self._studio.listen(
-            replace(order, text=sentence, format="pcm", sample_rate=None),
+        client = self._websocket.client
+        record = Record(
+            self.request_id,
+            ROUTE,
+            client.host if client else None,
+            self._subject,
+            sentence,
+            self._engine.name,
+        )
+        try:
+            await self._synthesise(replace(order, text=sentence), file, record)
+        except ApiError as error:
+            self._service.conclude(
+                record, "failed" if error.status == 500 else "refused", error.status, error.code
+            )
+            if error.code == "empty_input":
+                return  # a smiley, a line of dashes: nothing was lost
+            if error.status != 400:
+                raise Closed(TRY_LATER if error.status in (429, 503) else FAILED, error) from None
+            await self._tell("error", **error.body())  # one sentence is wrong; the others are not
+        except BaseException:
+            self._service.conclude(record, "cancelled", 499)
+            raise
+        else:
+            self._service.conclude(record, "done", 200)
+
+    async def _synthesise(self, order: Order, file: Encoder, record: Record) -> None:
+        check_text(order.text, self._service.settings.max_input_chars)
+        record.order = order
+        spoken = record.speech = self._studio.listen(
+            replace(order, format="pcm", sample_rate=None),
             self._service.claim(self._subject, self._websocket.headers),
         )
         try:
-            told = False
             async for piece in spoken.stream():
-                samples = np.frombuffer(piece, dtype="<i2")
-                if not told:
-                    told = True
-                    self._service.metrics.ttfa.labels(spoken.cache).observe(time.perf_counter() - begin)
+                if record.ttfa is None:
+                    record.ttfa = time.perf_counter() - record.begun
+                    self._service.metrics.ttfa.labels(spoken.cache).observe(record.ttfa)
                     if self._samples:
                         await self._write(np.zeros(round(PAUSE_SECONDS * self._rate), dtype=np.int16), file)
                     await self._tell(
-                        "segment", text=sentence, start=round(self.seconds, 6), sample=self._samples
+                        "segment", text=order.text, start=round(self.seconds, 6), sample=self._samples
                     )
-                await self._write(samples, file)
+                await self._write(np.frombuffer(piece, dtype="<i2"), file)
         finally:
             self._studio.leave(spoken)
 
