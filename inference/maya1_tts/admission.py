@@ -128,6 +128,11 @@ class Admission:
         metrics.workers.set_function(lambda: self.lanes)
 
     @property
+    def active(self) -> int:
+        """Lanes that are held."""
+        return self._active
+
+    @property
     def backlog(self) -> float:
         """Seconds until all admitted real-time work is done, estimated."""
         return self._work(sum(ticket.remaining for ticket in self._tickets if ticket.realtime))

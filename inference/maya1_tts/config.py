@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     grpc_tls_key_file: Path | None = None
     grpc_client_ca_file: Path | None = None
     drain_seconds: float = Field(30, ge=0, le=3600)
+    watchdog_seconds: float = Field(60, ge=0, le=3600)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("log_level", mode="before")

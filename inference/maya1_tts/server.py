@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from maya1_tts.api import Service, create_app
+from maya1_tts.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from maya1_tts.grpc import GrpcServer
@@ -46,6 +47,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._service = service
+        self._watchdog = Watchdog(service) if settings.watchdog_seconds else None
         self._grpc = _grpc_server(service) if settings.grpc_port else None
         self._drain: asyncio.Task[None] | None = None
         self.fatal: Exception | None = None
@@ -54,6 +56,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._watchdog:
+            self._watchdog.start()
         if self._grpc:
             await self._grpc.start()
 
@@ -61,6 +65,8 @@ class Server(uvicorn.Server):
         if self._grpc:
             await self._grpc.stop()
         await super().shutdown(sockets)
+        if self._watchdog:
+            self._watchdog.stop()
 
     async def _report_health(self) -> None:
         if self._grpc:

@@ -132,17 +132,27 @@ class Studio:
         self._default_voice = settings.default_voice
         self._admission = Admission(engine.lanes, settings.queue_limit, settings.queue_seconds, metrics)
         self._speeches: dict[str, Speech] = {}
+        self.blocks = 0  # of audio that the engine has given
+        self.failures = 0  # syntheses that failed since the last that did not
+
+    @property
+    def busy(self) -> bool:
+        """Whether the engine is at work."""
+        return self._admission.active > 0
 
     async def warm_up(self) -> None:
         """Speak to nobody: the first synthesis is slower than others, and tells how fast the engine is."""
         delivery = Delivery(self._default_voice)
         rate = self._engine.voices[self._default_voice].sample_rate
         ticket = self._admission.admit(Claim(), 1.0)
-        for segment in await asyncio.to_thread(self._engine.segments, "Ready to speak.", delivery):
-            async with self._admission.lane(ticket, segment.seconds):
-                async for block in self._engine.stream(segment, delivery):
-                    ticket.spoke(len(block) / rate)
-        self._admission.leave(ticket)
+        try:
+            for segment in await asyncio.to_thread(self._engine.segments, "Ready to speak.", delivery):
+                async with self._admission.lane(ticket, segment.seconds):
+                    async for block in self._engine.stream(segment, delivery):
+                        self.blocks += 1
+                        ticket.spoke(len(block) / rate)
+        finally:
+            self._admission.leave(ticket)
 
     def listen(self, order: Order, claim: Claim) -> Speech:
         """Start the order, or join it where it is being carried out already. Pair with `leave`."""
@@ -165,6 +175,11 @@ class Studio:
             if self._speeches.get(key) is speech:
                 del self._speeches[key]
             speech.task.cancel()
+
+    async def abandon(self, error: ApiError) -> None:
+        """End every unfinished speech with this error."""
+        for speech in list(self._speeches.values()):
+            await speech.fail(error)
 
     def _key(self, order: Order) -> str:
         """Over everything that changes a byte of the result."""
@@ -196,6 +211,7 @@ class Studio:
             self._metrics.audio_seconds.inc(speech.seconds)
             self._metrics.rtf.observe(speech.busy_seconds / speech.seconds)
             self._metrics.syntheses.labels("done").inc()
+            self.failures = 0
             await speech.finish(complete)
         except asyncio.CancelledError:
             self._metrics.syntheses.labels("cancelled").inc()
@@ -206,6 +222,7 @@ class Studio:
             await speech.fail(error)
         except Exception:
             log.exception("synthesis failed")
+            self.failures += 1
             self._metrics.syntheses.labels(outcome).inc()
             await speech.fail(
                 ApiError(500, "synthesis_failed", "The synthesis failed; the service has logged why.")
@@ -228,6 +245,7 @@ class Studio:
                 async with admission.lane(ticket, segment.seconds):
                     begin = time.perf_counter()
                     async for block in self._engine.stream(segment, delivery):
+                        self.blocks += 1
                         samples = to_int16(block)
                         await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
                         ticket.spoke(len(samples) / order.voice.sample_rate)

@@ -11,12 +11,13 @@ def health_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.get("/livez")
-    async def livez() -> dict[str, str]:
-        return {"status": "alive"}
+    async def livez() -> JSONResponse:
+        return JSONResponse({"status": "stuck" if service.stuck else "alive"}, 503 if service.stuck else 200)
 
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
-        status = "ready" if service.ready else "draining" if service.draining else "loading"
+        states = {"ready": service.ready, "stuck": service.stuck, "draining": service.draining}
+        status = next((state for state, holds in states.items() if holds), "loading")
         return JSONResponse({"status": status}, 200 if service.ready else 503)
 
     @router.get("/metrics")

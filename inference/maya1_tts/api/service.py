@@ -37,6 +37,7 @@ class Service:
         self.jobs = Jobs(settings, self.metrics)
         self.draining = False
         self.leaving = asyncio.Event()  # set while draining, for those who wait for a client
+        self.stuck = False  # the process is about to end because it has stopped working
         self.in_flight = 0  # how many are `speaking`
         self.on_fatal: Callable[[Exception], None] = lambda error: None
         self.on_ready: Callable[[], Awaitable[None]] | None = None
@@ -49,7 +50,12 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        return self._studio is not None and not self.draining
+        return self._studio is not None and not self.draining and not self.stuck
+
+    @property
+    def studio_or_none(self) -> Studio | None:
+        """The studio, also while draining; None before there is one."""
+        return self._studio
 
     @property
     def engine(self) -> Engine:
