@@ -13,7 +13,7 @@ from typing import Literal
 
 from maya1_tts.auth import Subject
 from maya1_tts.config import Settings, read_secret
-from maya1_tts.studio import Order, Speech
+from maya1_tts.studio import Listener, Order
 
 Outcome = Literal["done", "refused", "failed", "cancelled"]
 log = logging.getLogger("maya1_tts.audit")
@@ -34,7 +34,7 @@ class Record:
     text: str | None = None
     engine: str | None = None
     order: Order | None = None
-    speech: Speech | None = None
+    listener: Listener | None = None
     ttfa: float | None = None
     begun: float = field(default_factory=time.perf_counter)
 
@@ -65,8 +65,9 @@ class Audit:
             fields |= {"text": record.text} if self._with_text else {}
         if order := record.order:
             fields |= {"engine": record.engine, "voice": order.voice.id, "format": order.format}
-        if (speech := record.speech) and record.ttfa is not None:
-            fields |= {"cache": speech.cache, "ttfa_seconds": round(record.ttfa, 4)}
+        if record.listener and record.ttfa is not None:
+            speech = record.listener.speech
+            fields |= {"cache": record.listener.cache, "ttfa_seconds": round(record.ttfa, 4)}
             fields |= {"audio_seconds": round(speech.seconds, 3)}
             fields |= {"rtf": round(speech.busy_seconds / speech.seconds, 4)} if speech.seconds else {}
         log.info(

@@ -1,6 +1,7 @@
 """All settings, from MAYA1_TTS_* environment variables. Secrets come by file only."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,7 @@ class Settings(BaseSettings):
     audit_hash_key_file: Path | None = None
     redis_url: str | None = None
     redis_password_file: Path | None = None
+    bundle: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     cache_ttl_seconds: int = Field(86400, ge=1)
     cache_max_entry_bytes: int = Field(8_388_608, ge=1024)
     websocket_idle_seconds: float = Field(60, gt=0, le=3600)
@@ -51,6 +53,14 @@ class Settings(BaseSettings):
     grpc_tls_cert_file: Path | None = None
     grpc_tls_key_file: Path | None = None
     grpc_client_ca_file: Path | None = None
+    cache_memory_bytes: int = Field(67_108_864, ge=0)
+    cache_per_tenant: bool = False
+    cache_secret_file: Path | None = None
+    object_store_url: str | None = None
+    object_store_endpoint: str | None = None
+    object_store_region: str = "us-east-1"
+    object_store_access_key_id_file: Path | None = None
+    object_store_secret_access_key_file: Path | None = None
     drain_seconds: float = Field(30, ge=0, le=3600)
     watchdog_seconds: float = Field(60, ge=0, le=3600)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -67,6 +77,20 @@ class Settings(BaseSettings):
             raise ValueError("allowed: unix:///path/to/socket, redis://host:port/db or rediss://host:port/db")
         if value and "@" in value:
             raise ValueError("a password does not belong here; allowed: a URL without user and password")
+        return value
+
+    @field_validator("object_store_url")
+    @classmethod
+    def _bucket(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?", value):
+            raise ValueError("allowed: s3://bucket or s3://bucket/prefix")
+        return value
+
+    @field_validator("object_store_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(r"https?://[^/@?#]+/?", value):
+            raise ValueError("allowed: https://host:port, or http:// in a network that you trust")
         return value
 
     @property
@@ -94,6 +118,12 @@ def load_settings() -> Settings:
         )
     if settings.grpc_port:
         _check_grpc(settings)
+    if bool(settings.object_store_access_key_id_file) != bool(settings.object_store_secret_access_key_file):
+        raise ConfigError(
+            "Only one of MAYA1_TTS_OBJECT_STORE_ACCESS_KEY_ID_FILE and "
+            "MAYA1_TTS_OBJECT_STORE_SECRET_ACCESS_KEY_FILE is set; allowed: both files, or none where the "
+            "machine itself has a role."
+        )
     return settings
 
 

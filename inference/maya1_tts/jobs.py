@@ -356,11 +356,12 @@ class Jobs:
         request = job.request
         record.text, record.engine = request.input, engine.name
         order = record.order = to_order(request, self._settings, engine, self._settings.job_max_input_chars)
-        speech = record.speech = studio.listen(order, Claim(job.subject.tenant, "batch"))
+        listener = record.listener = studio.listen(order, Claim(job.subject.tenant, "batch"))
+        speech = listener.speech
         try:
             body = await speech.whole()
         finally:
-            studio.leave(speech)
+            studio.leave(listener)
         rate = order.voice.sample_rate
         told = {
             "engine": engine.name,

@@ -6,6 +6,7 @@ TTFA_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 
 RTF_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5)
 QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30)
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+CACHE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CACHE_RESULTS = ("hit", "miss", "bypass", "joined")
 
 
@@ -60,8 +61,37 @@ class Metrics:
         self.cache_requests = Counter(
             "maya1_tts_cache_requests", "Cache look-ups by result.", ("result",), registry=registry
         )
-        self.cache_errors = Counter("maya1_tts_cache_errors", "Failed cache operations.", registry=registry)
-        self.cache_up = Gauge("maya1_tts_cache_up", "1 while the cache answers, else 0.", registry=registry)
+        self.cache_hits = Counter(
+            "maya1_tts_cache_hits", "Entries found, by where they were.", ("tier",), registry=registry
+        )
+        self.cache_seconds = Histogram(
+            "maya1_tts_cache_seconds", "Time of one cache operation.", ("tier", "operation"),
+            buckets=CACHE_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.cache_stored_bytes = Counter(
+            "maya1_tts_cache_stored_bytes", "Bytes written to the cache.", ("tier",), registry=registry
+        )
+        self.cache_pending_writes = Gauge(
+            "maya1_tts_cache_pending_writes", "Writes to the object store under way.", registry=registry
+        )
+        self.cache_dropped_writes = Counter(
+            "maya1_tts_cache_dropped_writes",
+            "Writes to the object store given up since too many were under way.",
+            registry=registry,
+        )
+        self.cache_damaged = Counter(
+            "maya1_tts_cache_damaged", "Entries dropped because their checksum was wrong.", ("tier",),
+            registry=registry,
+        )  # fmt: skip
+        self.cache_errors = Counter(
+            "maya1_tts_cache_errors", "Failed cache operations.", ("tier",), registry=registry
+        )
+        self.cache_up = Gauge(
+            "maya1_tts_cache_up",
+            "1 while the tier of the cache answers, else 0.",
+            ("tier",),
+            registry=registry,
+        )
         self.ready = Gauge("maya1_tts_ready", "1 while /readyz answers 200, else 0.", registry=registry)
         self.jobs = Counter(
             "maya1_tts_jobs", "Batch jobs ended by this process.", ("status",), registry=registry

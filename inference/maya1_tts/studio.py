@@ -14,9 +14,11 @@ from maya1_tts.cache import Cache, Entry
 from maya1_tts.config import Settings
 from maya1_tts.engine import Delivery, Engine, Timing, Voice
 from maya1_tts.errors import ApiError
+from maya1_tts.flight import Flights, Lead
 from maya1_tts.metrics import Metrics
 
 CHARS_PER_SECOND = 15.0  # of English speech, for an estimate before the text has been looked at
+LAYOUT = 2  # of cache entries; a new number makes old ones invisible
 log = logging.getLogger(__name__)
 
 
@@ -42,18 +44,23 @@ class Speech:
     is, in the end, the whole file with lengths in its header.
     """
 
-    def __init__(self, order: Order, claim: Claim) -> None:
+    def __init__(self, key: str, order: Order, claim: Claim) -> None:
+        self.key = key
         self.order = order
         self.claim = claim
         self.ticket: Ticket | None = None  # while it is being synthesised
-        self.cache = "bypass"
+        self.cache = ""  # what the cache did for it; known with the first piece
         self.pieces: list[bytes | Timing] = []
         self.complete: bytes | None = None
+        self.place = 0  # of the next byte that is added
+        self._timing = 0  # and of the next timing
+        self._known, self._known_timings = b"", tuple[Timing, ...]()  # what `rewind` found
         self.samples = 0
         self.busy_seconds = 0.0
         self.error: ApiError | None = None
         self.listeners = 0
         self.task: asyncio.Task[None] | None = None
+        self.flight: Lead | None = None  # the one that it leads
         self._changed = asyncio.Condition()
 
     @property
@@ -84,14 +91,22 @@ class Speech:
 
     async def follow(self) -> AsyncGenerator[bytes | Timing]:
         """The pieces, from the first, as they come. Raises ApiError when the synthesis fails."""
-        sent = 0
+        pieces, sent = self.pieces, 0
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: len(self.pieces) > sent or self.over)  # noqa: B023
-            for piece in self.pieces[sent:]:
+                await self._changed.wait_for(
+                    lambda: len(self.pieces) > sent or self.over or self.pieces is not pieces  # noqa: B023
+                )
+            if self.pieces is not pieces:
+                if sent:
+                    raise ApiError(
+                        500, "synthesis_failed", "The synthesis had to start again and came out differently."
+                    )
+                pieces = self.pieces
+            for piece in pieces[sent:]:
                 yield piece
                 sent += 1
-            if self.over and sent == len(self.pieces):
+            if self.over and sent == len(pieces) and pieces is self.pieces:
                 if self.error:
                     raise self.error
                 return
@@ -105,15 +120,62 @@ class Speech:
         assert self.complete is not None  # noqa: S101
         return self.complete
 
+    @property
+    def audio(self) -> bytes:
+        """What `pieces` hold, without the timings."""
+        return b"".join(piece for piece in self.pieces if isinstance(piece, bytes))
+
+    def rewind(self) -> None:
+        """What is added next is from the beginning again. What is there already is not added twice."""
+        self._known, self._known_timings = self.audio, self.timings
+        self.place = self.samples = self._timing = 0
+
     async def add(self, piece: bytes | Timing, samples: int = 0) -> None:
         self.samples += samples
-        if piece:
-            self.pieces.append(piece)
+        if not piece:
+            return
+        if self.flight:
+            self.flight.send(piece)
+        new = self._new_timing(piece) if isinstance(piece, Timing) else self._new_audio(piece)
+        if new:
+            self.pieces.append(new)
             await self._notify()
 
+    def _new_audio(self, piece: bytes) -> bytes:
+        """The piece without what is there already."""
+        known = self._known[self.place : self.place + len(piece)]
+        if not piece.startswith(known):
+            self._forget()
+            known = b""
+        self.place += len(piece)
+        return piece[len(known) :]
+
+    def _new_timing(self, timing: Timing) -> Timing | None:
+        known = self._known_timings[self._timing : self._timing + 1]
+        if known and known != (timing,):
+            self._forget()
+            known = ()
+        self._timing += 1
+        return None if known else timing
+
+    def _forget(self) -> None:
+        """This time it comes out differently. A new list tells those who were sent the other audio."""
+        kept = self._known[: self.place]
+        self.pieces = [*([kept] if kept else []), *self._known_timings[: self._timing]]
+        self._known, self._known_timings = b"", ()
+
     async def finish(self, complete: bytes) -> None:
+        if self.place < len(self._known) or self._timing < len(self._known_timings):
+            self._forget()
         self.complete = complete
         await self._notify()
+
+    async def play(self, entry: Entry) -> None:
+        """All at once, from the cache."""
+        await self.add(entry.body, entry.samples)
+        for timing in entry.timings:
+            await self.add(timing)
+        await self.finish(entry.body)
 
     async def fail(self, error: ApiError) -> None:
         self.error = error
@@ -124,6 +186,19 @@ class Speech:
             self._changed.notify_all()
 
 
+@dataclass(frozen=True, eq=False)
+class Listener:
+    """One request's share in a speech."""
+
+    speech: Speech
+    joined: bool  # another request had started it
+
+    @property
+    def cache(self) -> str:
+        """What X-Cache says: `hit`, `miss`, `bypass` or `joined`. Known with the first piece."""
+        return "joined" if self.joined else self.speech.cache
+
+
 class Studio:
     """Where speeches are made: looked up, or synthesised segment by segment as the admission allows."""
 
@@ -132,6 +207,9 @@ class Studio:
         self._default_voice = settings.default_voice
         self._admission = Admission(engine.lanes, settings.queue_limit, settings.queue_seconds, metrics)
         self._speeches: dict[str, Speech] = {}
+        self._flights = Flights(cache.redis, cache.seal)
+        self._namespace = f"maya1-tts:{LAYOUT}:{engine.name}:{settings.bundle or '-'}"
+        self._per_tenant = settings.cache_per_tenant
         self.blocks = 0  # of audio that the engine has given
         self.failures = 0  # syntheses that failed since the last that did not
 
@@ -154,26 +232,32 @@ class Studio:
         finally:
             self._admission.leave(ticket)
 
-    def listen(self, order: Order, claim: Claim) -> Speech:
+    def listen(self, order: Order, claim: Claim) -> Listener:
         """Start the order, or join it where it is being carried out already. Pair with `leave`."""
-        key = self._key(order)
+        key = self._key(order, claim.tenant if self._per_tenant else "")
         speech = self._speeches.get(key)
-        if speech is None:
-            speech = self._speeches[key] = Speech(order, claim)
-            speech.task = asyncio.create_task(self._carry_out(key, speech))
+        joined = speech is not None and not speech.over
+        if speech is None or speech.over:
+            speech = self._speeches[key] = Speech(key, order, claim)
+            speech.task = asyncio.create_task(self._carry_out(speech))
         else:
             self._metrics.cache_requests.labels("joined").inc()
             speech.join(claim)
         speech.listeners += 1
-        return speech
+        return Listener(speech, joined)
 
-    def leave(self, speech: Speech) -> None:
-        """The last one to leave an unfinished speech stops it."""
+    def leave(self, listener: Listener) -> None:
+        """The last one to leave an unfinished speech stops it, unless another process follows."""
+        speech = listener.speech
         speech.listeners -= 1
+        if speech.listeners == 0 and speech.flight:
+            speech.flight.left_alone()
+        else:
+            self._stop_unless_heard(speech)
+
+    def _stop_unless_heard(self, speech: Speech) -> None:
         if speech.listeners == 0 and not speech.over and speech.task:
-            key = self._key(speech.order)
-            if self._speeches.get(key) is speech:
-                del self._speeches[key]
+            self._drop(speech)
             speech.task.cancel()
 
     async def abandon(self, error: ApiError) -> None:
@@ -181,55 +265,97 @@ class Studio:
         for speech in list(self._speeches.values()):
             await speech.fail(error)
 
-    def _key(self, order: Order) -> str:
-        """Over everything that changes a byte of the result."""
+    def _drop(self, speech: Speech) -> None:
+        if self._speeches.get(speech.key) is speech:
+            del self._speeches[speech.key]
+
+    def _key(self, order: Order, owner: str) -> str:
+        """Over all that changes a byte of the result, and over whose it is where it is not for everybody."""
         parts = (
-            self._engine.name, ENCODER_REVISION, order.voice.id, order.voice.revision,
-            str(order.voice.sample_rate), str(order.file_rate), order.format, repr(order.delivery),
-            order.text,
+            ENCODER_REVISION, order.voice.id, order.voice.revision, str(order.voice.sample_rate),
+            str(order.file_rate), order.format, repr(order.delivery), order.text,
+            owner,
         )  # fmt: skip
         digest = hashlib.sha256()
         for part in parts:
             data = part.encode()
             digest.update(len(data).to_bytes(8) + data)
-        return f"maya1-tts:{digest.hexdigest()}"
+        return f"{self._namespace}:{digest.hexdigest()}"
 
-    async def _carry_out(self, key: str, speech: Speech) -> None:
-        outcome = "failed"
+    async def _carry_out(self, speech: Speech) -> None:
         try:
-            entry = await self._cache.get(key)
-            speech.cache = "hit" if entry else "miss" if self._cache.up else "bypass"
-            self._metrics.cache_requests.labels(speech.cache).inc()
-            if entry:
-                await speech.add(entry.body, entry.samples)
-                for timing in entry.timings:
-                    await speech.add(timing)
-                await speech.finish(entry.body)
-                return
-            complete = await self._synthesise(speech)
-            await self._cache.set(key, Entry(speech.samples, complete, speech.timings))
-            self._metrics.audio_seconds.inc(speech.seconds)
-            self._metrics.rtf.observe(speech.busy_seconds / speech.seconds)
-            self._metrics.syntheses.labels("done").inc()
-            self.failures = 0
-            await speech.finish(complete)
-        except asyncio.CancelledError:
-            self._metrics.syntheses.labels("cancelled").inc()
-            raise
+            await self._find_or_make(speech)
         except ApiError as error:
-            outcome = "refused" if error.status != 500 else outcome
-            self._metrics.syntheses.labels(outcome).inc()
             await speech.fail(error)
         except Exception:
             log.exception("synthesis failed")
-            self.failures += 1
-            self._metrics.syntheses.labels(outcome).inc()
             await speech.fail(
                 ApiError(500, "synthesis_failed", "The synthesis failed; the service has logged why.")
             )
         finally:
-            if self._speeches.get(key) is speech:
-                del self._speeches[key]
+            self._drop(speech)
+
+    async def _find_or_make(self, speech: Speech) -> None:
+        entry = self._cache.remembered(speech.key) or await self._cache.get(speech.key)
+        if entry:
+            self._label(speech, "hit")
+            await speech.play(entry)
+            return
+        flight = await self._flights.board(speech.key)
+        while flight is not None and not isinstance(flight, Lead):
+            self._label(speech, "joined")
+            if await flight.follow(speech):
+                return
+            speech.rewind()
+            flight = await self._flights.board(speech.key, after=flight)
+        async with flight or contextlib.nullcontext():
+            await self._make(speech, flight)
+
+    async def _make(self, speech: Speech, flight: Lead | None) -> None:
+        # Another leader may have finished between the look-up and the lease.
+        entry = await self._cache.get(speech.key) if flight else None
+        entry = entry or await self._cache.fetch(speech.key, speech.order.format)
+        if entry:
+            self._label(speech, "hit")
+            await speech.play(entry)
+            return
+        self._label(speech, "miss" if self._cache.up else "bypass")
+        if flight:
+            speech.flight = flight
+            flight.on_unwanted = lambda: self._stop_unless_heard(speech)
+        complete = await self._synthesise_counted(speech)
+        if flight:
+            await flight.end(speech, complete)
+        entry = Entry(speech.samples, complete, speech.timings)
+        await self._cache.set(speech.key, entry, speech.order.format)
+        await speech.finish(complete)
+
+    def _label(self, speech: Speech, result: str) -> None:
+        """Say what the cache did for this speech. What it did first counts."""
+        if not speech.cache:
+            speech.cache = result
+            self._metrics.cache_requests.labels(result).inc()
+
+    async def _synthesise_counted(self, speech: Speech) -> bytes:
+        outcome = "failed"
+        try:
+            complete = await self._synthesise(speech)
+            outcome = "done"
+            self.failures = 0
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except ApiError as error:
+            outcome = "refused" if error.status != 500 else outcome
+            raise
+        except Exception:
+            self.failures += 1
+            raise
+        finally:
+            self._metrics.syntheses.labels(outcome).inc()
+        self._metrics.audio_seconds.inc(speech.seconds)
+        self._metrics.rtf.observe(speech.busy_seconds / speech.seconds)
+        return complete
 
     async def _synthesise(self, speech: Speech) -> bytes:
         order, admission = speech.order, self._admission

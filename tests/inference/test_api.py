@@ -238,12 +238,13 @@ def test_metrics_have_values_after_one_request(service: Service) -> None:
     assert service.metric("requests_total", **speech) > 0
     assert service.metric("request_duration_seconds_count", route="/v1/audio/speech") > 0
     assert service.metric("ttfa_seconds_count", cache="miss") > 0
-    for name in ("rtf_count", "audio_seconds_total", "cache_up", "ready", "workers", "queue_limit"):
+    assert service.metric("cache_up", tier="redis") == 1
+    for name in ("rtf_count", "audio_seconds_total", "ready", "workers", "queue_limit"):
         assert service.metric(name) > 0, name
     assert service.metric("engine_info", engine="onnx_voice", voices="1") == 1
     assert service.metric("build_info", version="0.1.0") == 1
     text = service.http.get("/metrics").text
-    for name in ("queue_depth", "active_syntheses", "cache_errors_total"):
+    for name in ("queue_depth", "active_syntheses", 'cache_errors_total{tier="redis"}'):
         assert f"\nmaya1_tts_{name} 0.0" in text
 
 

@@ -76,7 +76,7 @@ class Observe:
             answered(self._service, record.begun, fields, route, method, status)
             if speaks and method == "POST":
                 record.subject = state.get("subject")
-                error = record.speech.error if record.speech else None
+                error = record.listener.speech.error if record.listener else None
                 code = fields.get("code") or (error.code if error else None)
                 outcome = _outcome(status, broken or error is not None, complete)
                 self._service.conclude(record, outcome, status, str(code) if code else None)

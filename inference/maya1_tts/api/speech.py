@@ -50,26 +50,29 @@ def speech_routes(service: Service) -> APIRouter:
             )
         order = to_order(asked, service.settings, engine)
         record.engine, record.order = engine.name, order
-        spoken = record.speech = studio.listen(order, service.claim(request.state.subject, request.headers))
+        listener = record.listener = studio.listen(
+            order, service.claim(request.state.subject, request.headers)
+        )
+        spoken = listener.speech
         pieces = spoken.follow()
         try:
             # The headers wait for the first sound, so that whatever fails before it is a real HTTP error.
             first = await _unless_gone(request, anext(pieces))
             ttfa = record.ttfa = time.perf_counter() - begin
-            service.metrics.ttfa.labels(spoken.cache).observe(ttfa)
+            service.metrics.ttfa.labels(listener.cache).observe(ttfa)
             headers = {
                 "X-Engine": engine.name,
                 "X-Voice": order.voice.id,
-                "X-Cache": spoken.cache,
+                "X-Cache": listener.cache,
                 "X-Sample-Rate": str(order.file_rate),
             }
-            request.state.log |= {"voice": order.voice.id, "format": order.format, "cache": spoken.cache}
+            request.state.log |= {"voice": order.voice.id, "format": order.format, "cache": listener.cache}
             request.state.log |= {"chars": len(order.text), "ttfa_seconds": round(ttfa, 4)}
             if asked.stream_format == "sse":
                 events = _events(spoken, _chain(first, pieces), bool(asked.timestamps))
                 headers["Cache-Control"] = "no-store"
                 return StreamingResponse(
-                    _then(events, lambda: studio.leave(spoken)),
+                    _then(events, lambda: studio.leave(listener)),
                     headers=headers,
                     media_type="text/event-stream",
                 )
@@ -77,16 +80,16 @@ def speech_routes(service: Service) -> APIRouter:
             if asked.stream or asked.stream_format == "audio":
                 audio = _audio(_chain(first, pieces))
                 return StreamingResponse(
-                    _then(audio, lambda: studio.leave(spoken)), headers=headers, media_type=media_type
+                    _then(audio, lambda: studio.leave(listener)), headers=headers, media_type=media_type
                 )
             complete = await _unless_gone(request, spoken.whole())
             headers["X-Audio-Duration-Seconds"] = f"{spoken.seconds:.3f}"
             headers["X-TTFA-Seconds"] = f"{ttfa:.4f}"
             headers["X-RTF"] = f"{spoken.busy_seconds / spoken.seconds:.4f}"
         except BaseException:
-            studio.leave(spoken)
+            studio.leave(listener)
             raise
-        studio.leave(spoken)
+        studio.leave(listener)
         if asked.timestamps:
             return JSONResponse(_with_timings(spoken, complete), headers=headers)
         return Response(complete, media_type=media_type, headers=headers)

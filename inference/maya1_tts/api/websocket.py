@@ -276,15 +276,15 @@ class Session:
     async def _synthesise(self, order: Order, file: Encoder, record: Record) -> None:
         check_text(order.text, self._service.settings.max_input_chars)
         record.order = order
-        spoken = record.speech = self._studio.listen(
+        listener = record.listener = self._studio.listen(
             replace(order, format="pcm", sample_rate=None),
             self._service.claim(self._subject, self._websocket.headers),
         )
         try:
-            async for piece in spoken.stream():
+            async for piece in listener.speech.stream():
                 if record.ttfa is None:
                     record.ttfa = time.perf_counter() - record.begun
-                    self._service.metrics.ttfa.labels(spoken.cache).observe(record.ttfa)
+                    self._service.metrics.ttfa.labels(listener.cache).observe(record.ttfa)
                     if self._samples:
                         await self._write(np.zeros(round(PAUSE_SECONDS * self._rate), dtype=np.int16), file)
                     await self._tell(
@@ -292,7 +292,7 @@ class Session:
                     )
                 await self._write(np.frombuffer(piece, dtype="<i2"), file)
         finally:
-            self._studio.leave(spoken)
+            self._studio.leave(listener)
 
     async def _write(self, samples: Any, file: Encoder) -> None:
         self._samples += len(samples)

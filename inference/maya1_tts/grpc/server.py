@@ -101,16 +101,17 @@ class SpeechServicer:
         if (left := context.time_remaining()) is not None:
             claim = replace(claim, deadline=min(claim.deadline, time.monotonic() + left))
         record.engine, record.order = engine.name, order
-        spoken = record.speech = studio.listen(order, claim)
+        listener = record.listener = studio.listen(order, claim)
+        spoken = listener.speech
         try:
             async for piece in spoken.stream():
                 if record.ttfa is None:
                     ttfa = record.ttfa = time.perf_counter() - record.begun
-                    service.metrics.ttfa.labels(spoken.cache).observe(ttfa)
-                    call.fields |= {"cache": spoken.cache, "ttfa_seconds": round(ttfa, 4)}
+                    service.metrics.ttfa.labels(listener.cache).observe(ttfa)
+                    call.fields |= {"cache": listener.cache, "ttfa_seconds": round(ttfa, 4)}
                     header = speech_pb2.Header(
                         engine=engine.name, voice=order.voice.id,
-                        sample_rate=order.file_rate, cache=spoken.cache,
+                        sample_rate=order.file_rate, cache=listener.cache,
                     )  # fmt: skip
                     await context.write(speech_pb2.SynthesizeReply(header=header))
                 for start in range(0, len(piece), CHUNK_BYTES):
@@ -121,7 +122,7 @@ class SpeechServicer:
             )  # fmt: skip
             await context.write(speech_pb2.SynthesizeReply(trailer=trailer))
         finally:
-            studio.leave(spoken)
+            studio.leave(listener)
 
     @contextlib.asynccontextmanager
     async def _answer(self, call: Call, context: Any) -> AsyncIterator[None]:
