@@ -32,7 +32,8 @@ def main() -> None:
         folder = Path(name) / "maya1"
         command = [sys.executable, "-m", "maya1_tts", "make-tiny-model", str(folder)]
         subprocess.run(command, env=service_environment(), check=True)
-        settings = {"ENGINE": "maya1", "MODEL_DIR": name, "QUEUE_LIMIT": 64}
+        settings = {"ENGINE": "maya1", "MODEL_DIR": name, "MAYA1_DEVICE": "cpu"}
+        settings |= {"QUEUE_LIMIT": 1000, "QUEUE_SECONDS": 3600, "DEADLINE_SECONDS": 3600}
         voice = {"DEFAULT_VOICE": ""} if not Settings.model_fields["default_voice"].default else {}
 
         def measure(batch: int) -> harness.Summary:
