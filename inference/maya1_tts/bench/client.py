@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         try:
             return await self._waiter
         except asyncio.CancelledError:
-            self.close()  # the rest of the answer would be taken for the next one
+            self.close()  # a server need not go on speaking to nobody
             raise
         finally:
             self._waiter = None
@@ -149,8 +149,7 @@ class Client:
                 answer = await connection.ask(request)
         except TimeoutError:
             raise RequestFailed("timeout", f"no complete answer within {self._timeout:g} s") from None
-        if connection.usable:
-            self._idle.append(connection)
+        self._idle.append(connection)
         return answer
 
     async def open(self, connections: int) -> None:
