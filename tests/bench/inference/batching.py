@@ -34,10 +34,9 @@ def main() -> None:
         subprocess.run(command, env=service_environment(), check=True)
         settings = {"ENGINE": "maya1", "MODEL_DIR": name, "MAYA1_DEVICE": "cpu"}
         settings |= {"QUEUE_LIMIT": 1000, "QUEUE_SECONDS": 3600, "DEADLINE_SECONDS": 3600}
-        voice = {"DEFAULT_VOICE": ""} if not Settings.model_fields["default_voice"].default else {}
 
         def measure(batch: int) -> harness.Summary:
-            with harness.serving(**settings, **voice, MAYA1_MAX_BATCH=batch) as service:
+            with harness.serving(**settings, MAYA1_MAX_BATCH=batch) as service:
                 load = harness.load_on(service.url, unique(SHORT))
                 harness.closed(load, 1, Limit(requests=2))
                 return harness.closed(
