@@ -30,6 +30,7 @@ from maya1_tts.bench.load import Limit, Load, Run  # noqa: E402
 from maya1_tts.bench.report import Summary, summarise  # noqa: E402
 
 T = TypeVar("T")
+PATIENCE = 300.0  # seconds for one request: a bench shows how slow something is, and does not cut it off
 
 
 def quick() -> bool:
@@ -98,7 +99,8 @@ def load_on(url: str, texts: Iterator[str], **fields: Any) -> Load:
     """Load on OpenAI's route of a server. fields: format, stream, voice, model, tls."""
     tls = fields.pop("tls", None)
     asked: dict[str, Any] = {"model": "tts-1", "voice": None, "format": "pcm", "stream": True} | fields
-    client = Client(f"{url}/v1/audio/speech", {"Content-Type": "application/json"}, tls=tls)
+    headers = {"Content-Type": "application/json"}
+    client = Client(f"{url}/v1/audio/speech", headers, PATIENCE, tls)
     return Load(client, speech_body(**asked), texts, raw=asked["format"] in ("wav", "pcm"))
 
 
