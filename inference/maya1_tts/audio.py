@@ -47,28 +47,111 @@ def finish_segment(samples: FloatArray, rate: int, pause: float) -> FloatArray:
 
 
 def hasten(samples: FloatArray, rate: int, speed: float) -> FloatArray:
-    """Speech made `speed` (> 1) times faster at the same pitch: exactly len / speed samples.
+    """Speech made `speed` times faster at the same pitch: len / speed samples, rounded."""
+    stretch = Stretch(rate, speed)
+    return np.concatenate([stretch.write(samples), stretch.finish()])
+
+
+class Stretch:
+    """Makes speech `speed` times faster (below 1: slower) at the same pitch, block by block.
 
     Waveform-similarity overlap-add: windows of 30 ms are taken at a distance `speed` times the one at which
-    they are laid down, each moved by up to 10 ms to where it continues the one before best.
+    they are laid down, each moved by up to 10 ms to where it continues the one before best. The result does
+    not depend on how the samples are cut into blocks, and no more than a few windows are held.
     Source: Verhelst and Roelands, ICASSP 1993.
     """
-    hop = int(rate * 0.015)
-    reach = int(rate * 0.010)
-    window = np.hanning(2 * hop + 1)[:-1].astype(np.float32)  # two of them, one hop apart, add up to 1
-    length = round(len(samples) / speed)
-    padded = np.concatenate([np.zeros(hop + reach), samples, np.zeros(4 * hop + 2 * reach)]).astype(
-        np.float32
-    )
-    out = np.zeros(length + 4 * hop, dtype=np.float32)
-    place = reach
-    for step in range(length // hop + 2):
-        out[step * hop : (step + 2) * hop] += window * padded[place : place + 2 * hop]
-        continuation = padded[place + hop : place + 3 * hop]
-        nominal = min(reach + round((step + 1) * hop * speed), len(padded) - 3 * hop - reach)
-        similar = np.correlate(padded[nominal - reach : nominal + reach + 2 * hop], continuation)
-        place = nominal - reach + int(np.argmax(similar))
-    return out[hop : hop + length]
+
+    def __init__(self, rate: int, speed: float) -> None:
+        self._speed = speed
+        self._hop = hop = int(rate * 0.015)
+        self._reach = int(rate * 0.010)
+        self._window = np.hanning(2 * hop + 1)[:-1].astype(np.float32)  # two, one hop apart, add up to 1
+        self._input = np.zeros(hop + self._reach, dtype=np.float32)  # silence, then what is still needed
+        self._begin = 0  # the position of _input[0]; positions count that silence
+        self._place = self._reach  # where the next window is taken
+        self._step = 0
+        self._half = np.zeros(hop, dtype=np.float32)  # the falling half of the window before
+        self._received = self._made = 0
+
+    def write(self, samples: FloatArray) -> FloatArray:
+        self._received += len(samples)
+        self._input = np.concatenate([self._input, samples.astype(np.float32)])
+        return self._lay_down(None)
+
+    def finish(self) -> FloatArray:
+        """The rest: in all, received / speed samples, rounded."""
+        length = round(self._received / self._speed)
+        padding = np.zeros(4 * self._hop + 2 * self._reach, dtype=np.float32)
+        self._input = np.concatenate([self._input, padding])
+        missing = length - self._made
+        return self._lay_down(length // self._hop + 2)[:missing]
+
+    def _lay_down(self, steps: int | None) -> FloatArray:
+        """Lay down all windows up to `steps`, or those for which there is input, and return what is done."""
+        hop, reach = self._hop, self._reach
+        end = self._begin + len(self._input)
+        done = []
+        while True:
+            nominal = reach + round((self._step + 1) * hop * self._speed)
+            if steps is not None:
+                if self._step == steps:
+                    break
+                nominal = min(nominal, end - 3 * hop - reach)
+            elif max(self._place + 3 * hop, nominal + reach + 2 * hop) > end:
+                break
+            faded = self._window * self._cut(self._place, 2 * hop)
+            if self._step:  # the first hop is the silence in front
+                done.append(self._half + faded[:hop])
+            self._half = faded[hop:]
+            continuation = self._cut(self._place + hop, 2 * hop)
+            similar = np.correlate(self._cut(nominal - reach, 2 * reach + 2 * hop), continuation)
+            self._place = nominal - reach + int(np.argmax(similar))
+            self._step += 1
+        passed = max(min(self._place, round((self._step + 1) * hop * self._speed)) - self._begin, 0)
+        self._input = self._input[passed:]
+        self._begin += passed
+        made = np.concatenate(done) if done else np.zeros(0, dtype=np.float32)
+        self._made += len(made)
+        return made
+
+    def _cut(self, position: int, length: int) -> FloatArray:
+        return self._input[position - self._begin : position - self._begin + length]
+
+
+class Edges:
+    """Fades the first and the last 5 ms of a stream of unknown length, and adds a pause behind it.
+
+    The last 5 ms are held back, since only the end tells that they were the last. Equal to what
+    `finish_segment` does to the whole, except that it scales nothing.
+    """
+
+    def __init__(self, rate: int, pause: float) -> None:
+        self._pause = np.zeros(round(pause * rate), dtype=np.float32)
+        self._fade = np.linspace(0.0, 1.0, int(rate * FADE_SECONDS), dtype=np.float32)
+        self._held = np.zeros(0, dtype=np.float32)
+        self._started = False
+
+    def write(self, samples: FloatArray) -> FloatArray:
+        held = np.concatenate([self._held, samples])
+        fade = len(self._fade)
+        if len(held) < 2 * fade and not self._started:
+            self._held = held
+            return held[:0]
+        if not self._started:
+            self._started = True
+            held[:fade] *= self._fade
+        done = max(len(held) - fade, 0)
+        self._held = held[done:]
+        return held[:done]
+
+    def finish(self) -> FloatArray:
+        held = self._held
+        fade = self._fade if self._started else np.linspace(0, 1, len(held) // 2, dtype=np.float32)
+        if len(fade):
+            if not self._started:
+                held[: len(fade)] *= fade
+            held[-len(fade) :] *= fade[::-1]
+        return np.concatenate([held, self._pause])
 
 
 def to_int16(samples: FloatArray) -> IntArray:

@@ -11,22 +11,31 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from maya1_tts.errors import ConfigError, shown
 
 PREFIX = "MAYA1_TTS_"
+DEFAULT_VOICES = {"onnx_voice": "joe", "maya1": "nora"}
 
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     environment: Literal["production", "development"] = "production"
-    engine: Literal["onnx_voice"] = "onnx_voice"
+    engine: Literal["onnx_voice", "maya1"] = "onnx_voice"
     host: str = "0.0.0.0"  # noqa: S104  inside a container; the host decides what is published
     port: int = Field(8000, ge=1, le=65535)
     model_dir: Path = Path("/models")
     model_aliases: str = "tts-1,tts-1-hd,gpt-4o-mini-tts"
-    default_voice: str = "joe"
+    default_voice: str = Field(default_factory=lambda data: DEFAULT_VOICES[data["engine"]])
     workers: int = Field(2, ge=1, le=64)
     threads: int = Field(1, ge=1, le=64)
     onnx_provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     tensorrt_cache_dir: Path | None = None
+    maya1_backend: Literal["transformers", "vllm"] = "transformers"
+    maya1_device: Literal["cuda", "cpu"] = "cuda"
+    maya1_vocoder: Literal["torch", "onnx"] = "torch"
+    maya1_max_batch: int = Field(16, ge=1, le=256)
+    maya1_hop_frames: int = Field(1, ge=1, le=32)
+    maya1_constrain_tokens: bool = True
+    maya1_compile: bool = False
+    maya1_gpu_memory: float = Field(0.85, ge=0.1, le=0.95)
     queue_limit: int = Field(16, ge=0, le=10000)
     queue_seconds: float = Field(30, gt=0, le=3600)
     deadline_seconds: float = Field(30, gt=0, le=3600)

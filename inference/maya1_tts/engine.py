@@ -1,6 +1,6 @@
 """What the service asks of a speech engine."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,11 +75,11 @@ class Engine(Protocol):
         """
         ...
 
-    def stream(self, segment: Segment, delivery: Delivery) -> AsyncIterator[FloatArray]:
+    def stream(self, segment: Segment, delivery: Delivery) -> AsyncGenerator[FloatArray, None]:
         """Speak one segment, its pause included, as mono blocks within [-1, 1] at the voice's sample rate.
 
         The first block begins and the last block ends in silence, so segments join without a click. Closing
-        the iterator stops the work. Raises ApiError when this segment fails and others may still succeed.
+        the generator stops the work. Raises ApiError when this segment fails and others may still succeed.
         """
         ...
 

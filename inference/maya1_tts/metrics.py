@@ -7,6 +7,7 @@ RTF_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1,
 QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30)
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 CACHE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CACHE_RESULTS = ("hit", "miss", "bypass", "joined")
 
 
@@ -102,8 +103,29 @@ class Metrics:
             ("code",),
             registry=registry,
         )
+        self.acoustic_tokens = Counter(
+            "maya1_tts_acoustic_tokens", "Tokens that the acoustic model drew.", registry=registry
+        )
+        self.acoustic_batch = Histogram(
+            "maya1_tts_acoustic_batch_size", "Segments that drew a token in the same step.",
+            buckets=BATCH_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.vocoder_batch = Histogram(
+            "maya1_tts_vocoder_batch_size", "Windows that the vocoder decoded together.",
+            buckets=BATCH_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.token_resyncs = Counter(
+            "maya1_tts_token_resyncs", "Times that audio tokens were out of step and a frame was lost.",
+            registry=registry,
+        )  # fmt: skip
+        self.runaways = Counter(
+            "maya1_tts_runaways", "Segments that were ended since the model did not.", ("reason",),
+            registry=registry,
+        )  # fmt: skip
         self.engine = Info("maya1_tts_engine", "The engine that speaks.", registry=registry)
         self.build = Info("maya1_tts_build", "This service.", registry=registry)
+        for reason in ("length", "loop"):
+            self.runaways.labels(reason)
         for result in CACHE_RESULTS:
             self.cache_requests.labels(result)
         for outcome in ("done", "cancelled", "failed", "refused"):

@@ -28,7 +28,12 @@ _ALLOWED = {
     "metadata": "at most 16 pairs of strings, names up to 64 and values up to 512 characters",
     "type": "'start' first, then 'text', 'flush' or 'end'",
     "text": "a string",
-    "instructions": "nothing or an empty text with this engine",
+    "instructions": "at most 500 characters, and nothing with an engine that cannot follow them",
+    "description": "at most 500 characters",
+    "seed": "a whole number from 0 to 4294967295",
+    "temperature": "a number from 0 to 2",
+    "top_p": "a number above 0 and up to 1",
+    "repetition_penalty": "a number from 1 to 2",
 }
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
@@ -45,7 +50,12 @@ class Options(BaseModel):
     response_format: Format = "mp3"
     speed: Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)] = 1.0
     sample_rate: SampleRate | None = None
-    instructions: str | None = None
+    instructions: Annotated[str, Field(max_length=500)] | None = None
+    description: Annotated[str, Field(max_length=500)] | None = None
+    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1, le=2, allow_inf_nan=False)] | None = None
 
 
 class SpeechRequest(Options):
@@ -176,16 +186,33 @@ def template(request: Options, settings: Settings, engine: Engine) -> Order:
             f"'voice' is {shown(request.voice)}; allowed: {', '.join(engine.voices)}.",
             "voice",
         )
-    if request.instructions:
-        raise ApiError(
-            400,
-            "unsupported_parameter",
-            f"'instructions' is {shown(request.instructions)}, but engine {engine.name} cannot follow any; "
-            "allowed: leave it out.",
-            "instructions",
-        )
-    delivery = Delivery(voice.id, request.speed)
+    delivery = Delivery(voice.id, request.speed, **_options(request, engine))
     return Order("", voice, request.response_format, delivery, request.sample_rate)
+
+
+def _options(request: Options, engine: Engine) -> dict[str, Any]:
+    """What a request says of delivery besides voice and speed. OpenAI's `instructions` are a description."""
+    fields = ("instructions", "description", "seed", "temperature", "top_p", "repetition_penalty")
+    asked = {name: value for name in fields if (value := getattr(request, name)) not in (None, "")}
+    for name, value in asked.items():
+        if ("description" if name == "instructions" else name) not in engine.options:
+            raise ApiError(
+                400,
+                "unsupported_parameter",
+                f"'{name}' is {shown(value)}, but engine {engine.name} cannot follow it; "
+                "allowed: leave it out.",
+                name,
+            )
+    if "instructions" in asked:
+        if "description" in asked:
+            raise ApiError(
+                400,
+                "invalid_value",
+                "'instructions' and 'description' mean the same; allowed: one of them.",
+                "instructions",
+            )
+        asked["description"] = asked.pop("instructions")
+    return asked
 
 
 def check_text(text: str, limit: int) -> None:

@@ -370,11 +370,12 @@ class Studio:
                 start = speech.samples
                 async with admission.lane(ticket, segment.seconds):
                     begin = time.perf_counter()
-                    async for block in self._engine.stream(segment, delivery):
-                        self.blocks += 1
-                        samples = to_int16(block)
-                        await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
-                        ticket.spoke(len(samples) / order.voice.sample_rate)
+                    async with contextlib.aclosing(self._engine.stream(segment, delivery)) as blocks:
+                        async for block in blocks:
+                            self.blocks += 1
+                            samples = to_int16(block)
+                            await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
+                            ticket.spoke(len(samples) / order.voice.sample_rate)
                     speech.busy_seconds += time.perf_counter() - begin
                 await speech.add(Timing(segment.text, start, speech.samples))
             await speech.add(await asyncio.to_thread(file.finish))

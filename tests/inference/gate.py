@@ -13,6 +13,7 @@ from maya1_tts.api import Service
 from maya1_tts.audio import FloatArray
 from maya1_tts.config import Settings
 from maya1_tts.engine import Delivery, Segment, Voice
+from maya1_tts.metrics import Metrics
 from maya1_tts.server import Server
 
 
@@ -64,7 +65,7 @@ class Running:
         wait_for(lambda: self.server.started, "the server listens")
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
-    def _load(self, settings: Settings) -> Gate:
+    def _load(self, settings: Settings, metrics: Metrics) -> Gate:
         self.may_load.wait()
         return self.engine
 

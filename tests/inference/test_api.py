@@ -140,7 +140,12 @@ REFUSED: list[tuple[dict[str, object], int, str, str | None]] = [
     ({"timestamps": "segment", "stream_format": "audio"}, 400, "unsupported_parameter", "timestamps"),
     ({"stream_format": "raw"}, 400, "invalid_value", "stream_format"),
     ({"instructions": "Be happy."}, 400, "unsupported_parameter", "instructions"),
-    ({"temperature": 0.4}, 400, "unknown_parameter", "temperature"),
+    ({"temperature": 0.4}, 400, "unsupported_parameter", "temperature"),
+    ({"temperature": 3}, 400, "invalid_value", "temperature"),
+    ({"seed": 1}, 400, "unsupported_parameter", "seed"),
+    ({"seed": -1}, 400, "invalid_value", "seed"),
+    ({"description": "A pirate."}, 400, "unsupported_parameter", "description"),
+    ({"emotion": "happy"}, 400, "unknown_parameter", "emotion"),
     ({"\ud83d": 1}, 400, "unknown_parameter", "\\ud83d"),
 ]
 

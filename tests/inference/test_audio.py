@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import program
-from maya1_tts.audio import FORMATS, PEAK, Format, encoder, finish_segment, to_int16
+from maya1_tts.audio import FORMATS, PEAK, Edges, Format, Stretch, encoder, finish_segment, hasten, to_int16
 from numpy.typing import NDArray
 
 RATE = 22050
@@ -110,3 +110,44 @@ def test_full_scale_never_wraps() -> None:
         32767,
         32767,
     ]
+
+
+def speech(seconds: float, rate: int) -> NDArray[np.float32]:
+    """Two tones and a little noise, louder and softer by turns."""
+    time = np.arange(int(seconds * rate)) / rate
+    tones = np.sin(2 * np.pi * 140 * time) + 0.5 * np.sin(2 * np.pi * 610 * time)
+    noise = np.random.default_rng(0).standard_normal(len(time))
+    return ((0.4 * tones + 0.02 * noise) * np.sin(2 * np.pi * 1.3 * time) ** 2 * 0.5).astype(np.float32)
+
+
+@pytest.mark.parametrize("speed", [0.25, 0.4, 0.8, 1.0, 1.3, 2.0, 3.7, 4.0])
+@pytest.mark.parametrize("size", [1, 77, 2048])
+def test_stretching_in_pieces_gives_the_samples_of_the_whole(speed: float, size: int) -> None:
+    samples = speech(0.5, 24000)
+    stretch = Stretch(24000, speed)
+    held = 0
+    parts = []
+    for start in range(0, len(samples), size):
+        parts.append(stretch.write(samples[start : start + size]))
+        held = max(held, len(stretch._input))
+    parts.append(stretch.finish())
+    assert np.array_equal(np.concatenate(parts), hasten(samples, 24000, speed))
+    assert sum(map(len, parts)) == round(len(samples) / speed)
+    assert held <= 24000 * 0.2 + size
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.8, 1.25, 2.0, 4.0])
+def test_stretching_keeps_the_pitch(speed: float) -> None:
+    spectrum = np.abs(np.fft.rfft(hasten(speech(3, 24000), 24000, speed)))
+    loudest = np.argmax(spectrum) * 24000 / (2 * (len(spectrum) - 1))
+    assert loudest == pytest.approx(140, abs=4)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 239, 240, 241, 5000])
+@pytest.mark.parametrize("size", [1, 100, 10_000])
+def test_edges_are_those_of_a_finished_segment(length: int, size: int) -> None:
+    samples = (0.5 * speech(1, 24000) + 0.3)[:length]
+    edges = Edges(24000, pause=0.1)
+    parts = [edges.write(samples[start : start + size]) for start in range(0, length, size)]
+    done = np.concatenate([*parts, edges.finish()])
+    assert np.array_equal(done, finish_segment(samples, 24000, 0.1))

@@ -110,7 +110,8 @@ def test_a_batch_has_the_samples_of_each_alone(decoder: SnacDecoder) -> None:
     batch = codes(7, batch=5)
     together = decoder(*batch)
     for row in range(5):
-        assert torch.equal(together[row : row + 1], decoder(*(level[row : row + 1] for level in batch)))
+        alone = decoder(*(level[row : row + 1] for level in batch))
+        assert (together[row : row + 1] - alone).abs().max() < 2e-6
 
 
 def test_a_codec_of_another_kind_is_refused(model_dir: Path, tmp_path: Path) -> None:

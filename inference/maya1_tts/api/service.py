@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Service:
     """Everything one process holds. It listens at once, and is ready once the engine has spoken."""
 
-    def __init__(self, settings: Settings, load_engine: Callable[[Settings], Engine]) -> None:
+    def __init__(self, settings: Settings, load_engine: Callable[[Settings, Metrics], Engine]) -> None:
         """Raises ConfigError when a key or password file cannot be used."""
         self.settings = settings
         self.metrics = Metrics()
@@ -84,7 +84,7 @@ class Service:
 
     async def _start(self) -> None:
         try:
-            engine = self._engine = await asyncio.to_thread(self._load_engine, self.settings)
+            engine = self._engine = await asyncio.to_thread(self._load_engine, self.settings, self.metrics)
             if self.settings.default_voice not in engine.voices:
                 raise ConfigError(
                     f"MAYA1_TTS_DEFAULT_VOICE={shown(self.settings.default_voice)} is unknown; "

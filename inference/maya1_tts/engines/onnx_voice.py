@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import threading
 import unicodedata
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -265,7 +265,7 @@ class OnnxVoiceEngine:
             for piece, pause in pieces
         ]
 
-    async def stream(self, segment: Segment, delivery: Delivery) -> AsyncIterator[FloatArray]:
+    async def stream(self, segment: Segment, delivery: Delivery) -> AsyncGenerator[FloatArray, None]:
         yield await asyncio.get_running_loop().run_in_executor(self._pool, self._speak, segment, delivery)
 
     def _speak(self, segment: Segment, delivery: Delivery) -> FloatArray:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from snac import SNAC
 from snac.layers import DecoderBlock, NoiseBlock, Snake1d
+from snac.vq import VectorQuantize
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -72,7 +73,8 @@ class SnacDecoder(nn.Module):
         self.register_buffer("spread", torch.from_numpy(spread), persistent=False)
 
     def forward(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
-        x = self.quantizer.from_codes([coarse, middle, fine])
+        levels = zip(self.quantizer.quantizers, (coarse, middle, fine), strict=True)
+        x = torch.stack([self._latents(codebook, codes) for codebook, codes in levels]).sum(0)
         batch, frames = coarse.shape
         codes = torch.cat(
             [coarse.unsqueeze(-1), middle.reshape(batch, frames, 2), fine.reshape(batch, frames, 4)], dim=-1
@@ -91,6 +93,11 @@ class SnacDecoder(nn.Module):
             depth += 1
         samples: Tensor = x
         return samples
+
+    def _latents(self, codebook: VectorQuantize, codes: Tensor) -> Tensor:
+        """[B, C, 4n] of one codebook. SNAC's own repeat_interleave cannot be exported with a free length."""
+        latents: Tensor = codebook.out_proj(codebook.decode_code(codes))
+        return latents.unsqueeze(-1).expand(-1, -1, -1, codebook.stride).flatten(-2)
 
     def _noise(self, place: Tensor, depth: int) -> Tensor:
         """[B, 1, T] normal noise for the signal behind upsampling `depth`, from places [B, n]."""

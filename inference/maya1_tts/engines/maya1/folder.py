@@ -17,12 +17,7 @@ from pathlib import Path
 from maya1_tts.errors import ConfigError
 
 SUMS = "SHA256SUMS"
-NEEDED = (
-    "model/config.json",
-    "model/tokenizer.json",
-    "snac/config.json",
-    "snac/pytorch_model.bin",
-)
+NEEDED = ("model/config.json", "model/tokenizer.json")  # what else it needs depends on the settings
 RANDOM_WEIGHTS = "maya1_tts_random_weights"
 """The key in model/config.json that marks a tiny model for tests."""
 
