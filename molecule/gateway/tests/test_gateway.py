@@ -95,10 +95,16 @@ def test_requests_reach_the_service(ask: Ask) -> None:
     assert len(seen["X-Request-Id"]) == 32
     # A client cannot say who it is: its own header is replaced.
     assert seen["X-Forwarded-For"].startswith("172.29.")
-    assert {path: ask(path).json()["path"] for path in ("/livez", "/readyz")} == {
-        "/livez": "/livez",
-        "/readyz": "/readyz",
-    }
+    for path in ("/livez", "/readyz", "/", "/openapi.json"):
+        assert ask(path).json()["path"] == path
+
+
+def test_only_one_path_is_a_websocket(ask: Ask) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "h2c"}
+    seen = ask("/v1/audio/speech/ws", headers=upgrade).json()["headers"]
+    assert (seen["Connection"], seen["Upgrade"]) == ("upgrade", "websocket")
+    assert (seen["X-Forwarded-Proto"], len(seen["X-Request-Id"])) == ("https", 32)
+    assert "Upgrade" not in ask("/v1/models", headers=upgrade).json()["headers"]
 
 
 def test_audio_arrives_as_it_is_spoken(ask: Ask) -> None:
@@ -109,7 +115,7 @@ def test_audio_arrives_as_it_is_spoken(ask: Ask) -> None:
 
 
 def test_unknown_path(ask: Ask) -> None:
-    for path in ("/", "/admin", "/errors/not_found"):
+    for path in ("/docs", "/admin", "/errors/not_found"):
         answer = ask(path)
         assert (answer.status_code, code(answer)) == (404, "not_found"), path
 
