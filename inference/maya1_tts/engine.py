@@ -66,6 +66,7 @@ class Engine(Protocol):
     name: str
     voices: Mapping[str, Voice]
     options: frozenset[str]  # the fields of Delivery, besides voice and speed, that this engine follows
+    tags: tuple[str, ...]  # the emotion tags that it performs, as `laugh` for <laugh>
     lanes: int  # how many segments it speaks at the same time
 
     def segments(self, text: str, delivery: Delivery) -> list[Segment]:

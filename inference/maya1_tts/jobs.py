@@ -227,9 +227,7 @@ class Jobs:
         ids = [job_id.decode() for job_id in found]
         if after is not None:
             if after not in ids:
-                raise ApiError(
-                    400, "invalid_value", f"'after' is {shown(after)}; allowed: the id of a job.", "after"
-                )
+                raise _unknown(after, "after")
             ids = ids[ids.index(after) + 1 :]
         jobs = []
         for job_id in ids[:limit]:
@@ -411,7 +409,6 @@ class Jobs:
             raise unavailable from None
 
 
-def _unknown(job_id: str) -> ApiError:
-    return ApiError(
-        404, "job_not_found", f"'id' is {shown(job_id)}; allowed: the id of one of your jobs.", "id"
-    )
+def _unknown(job_id: str, param: str = "id") -> ApiError:
+    message = f"{param!r} is {shown(job_id)}; allowed: the id of one of your jobs."
+    return ApiError(404, "job_not_found", message, param)

@@ -24,7 +24,7 @@ _ALLOWED = {
     "stream": "true or false",
     "stream_format": "'audio' or 'sse'",
     "sample_rate": ", ".join(map(str, get_args(SampleRate))),
-    "timestamps": "'segment'",
+    "timestamps": "'segment' (no engine here knows where words lie)",
     "metadata": "at most 16 pairs of strings, names up to 64 and values up to 512 characters",
     "type": "'start' first, then 'text', 'flush' or 'end'",
     "text": "a string",
@@ -64,14 +64,14 @@ class SpeechRequest(Options):
     input: str
     stream: bool = False
     stream_format: Literal["audio", "sse"] | None = None
-    timestamps: Literal["segment", "word"] | None = None
+    timestamps: Literal["segment"] | None = None
 
 
 class JobRequest(Options):
     """The body of POST /v1/audio/jobs."""
 
     input: str
-    timestamps: Literal["segment", "word"] | None = None
+    timestamps: Literal["segment"] | None = None
     metadata: Annotated[dict[Name, Value], Field(max_length=16)] = Field(default_factory=dict)
 
 
@@ -157,14 +157,6 @@ def to_order(
 ) -> Order:
     """Raises ApiError for whatever the configured engine cannot do. limit: characters, if not as usual."""
     check_text(request.input, limit or settings.max_input_chars)
-    if request.timestamps == "word":
-        raise ApiError(
-            400,
-            "unsupported_parameter",
-            f"'timestamps' is 'word', but engine {engine.name} does not know where words lie; "
-            f"allowed: {_ALLOWED['timestamps']}.",
-            "timestamps",
-        )
     return replace(template(request, settings, engine), text=request.input)
 
 

@@ -22,6 +22,7 @@ class Gate:
 
     name = "gate"
     options: frozenset[str] = frozenset()
+    tags: tuple[str, ...] = ("laugh", "sigh")
 
     def __init__(self, lanes: int = 1) -> None:
         self.lanes = lanes

@@ -96,7 +96,15 @@ def test_openai_client(service: Service, tmp_path: Path) -> None:
 def test_voices(service: Service) -> None:
     assert service.http.get("/v1/audio/voices").json() == {
         "voices": [
-            {"id": "joe", "name": "joe", "language": "en-US", "sample_rate": 22050, "engine": "onnx_voice"}
+            {
+                "id": "joe",
+                "name": "joe",
+                "language": "en-US",
+                "sample_rate": 22050,
+                "engine": "onnx_voice",
+                "options": [],
+                "tags": [],
+            }
         ]
     }
 
@@ -135,7 +143,7 @@ REFUSED: list[tuple[dict[str, object], int, str, str | None]] = [
     ({"stream": "yes"}, 400, "invalid_value", "stream"),
     ({"sample_rate": 22050}, 400, "invalid_value", "sample_rate"),
     ({"timestamps": "letter"}, 400, "invalid_value", "timestamps"),
-    ({"timestamps": "word"}, 400, "unsupported_parameter", "timestamps"),
+    ({"timestamps": "word"}, 400, "invalid_value", "timestamps"),
     ({"timestamps": "segment", "stream": True}, 400, "unsupported_parameter", "timestamps"),
     ({"timestamps": "segment", "stream_format": "audio"}, 400, "unsupported_parameter", "timestamps"),
     ({"stream_format": "raw"}, 400, "invalid_value", "stream_format"),
@@ -218,6 +226,7 @@ def test_unknown_routes_and_methods(service: Service) -> None:
     expect_error(service.http.get("/docs"), 404, "not_found")
     expect_error(service.http.get("/v1/audio/speech"), 405, "method_not_allowed")
     expect_error(service.http.delete("/v1/models"), 405, "method_not_allowed")
+    assert service.http.put("/v1/audio/jobs").headers["allow"] == "GET, POST"
     expect_error(service.http.get("/v1/models/nothing"), 404, "model_not_found")
 
 

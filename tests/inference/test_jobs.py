@@ -103,17 +103,17 @@ def test_a_job_is_spoken_and_fetched(service: Service, subject: Subject) -> None
 
 
 def test_a_key_names_one_job_of_one_subject(service: Service, subject: Subject) -> None:
-    first = subject.submit(key="chapter 1").json()["id"]
+    first = subject.submit(key="chapter-1").json()["id"]
     other_spelling = json.dumps(BODY, indent=1, sort_keys=True)
     again = subject.http.post(
-        "/v1/audio/jobs", content=other_spelling, headers=JSON | {"Idempotency-Key": "chapter 1"}
+        "/v1/audio/jobs", content=other_spelling, headers=JSON | {"Idempotency-Key": "chapter-1"}
     )
     assert (again.status_code, again.json()["id"]) == (202, first)
-    expect_error(subject.submit(key="chapter 1", speed=2), 422, "idempotency_conflict")
-    assert subject.submit(key="chapter 2").json()["id"] != first
-    assert Subject(service.url).submit(key="chapter 1").json()["id"] != first
+    expect_error(subject.submit(key="chapter-1", speed=2), 422, "idempotency_conflict")
+    assert subject.submit(key="chapter-2").json()["id"] != first
+    assert Subject(service.url).submit(key="chapter-1").json()["id"] != first
     assert len(subject.ids()) == 2
-    expect_error(subject.submit(key="x" * 256), 400, "invalid_idempotency_key")
+    expect_error(subject.submit(key="x" * 256), 400, "invalid_value")
 
 
 def test_nobody_else_sees_a_job(service: Service, subject: Subject) -> None:
@@ -135,7 +135,7 @@ def test_jobs_are_listed_newest_first_in_pages(service: Service, subject: Subjec
     page = subject.http.get("/v1/audio/jobs", params={"limit": 3, "after": listed[1]}).json()
     assert ([job["id"] for job in page["data"]], page["has_more"]) == (listed[2:], False)
     assert listed[0] == ids[-1] or subject.job(listed[0])["created_at"] == subject.job(ids[-1])["created_at"]
-    expect_error(subject.http.get("/v1/audio/jobs", params={"after": "job_none"}), 400, "invalid_value")
+    expect_error(subject.http.get("/v1/audio/jobs", params={"after": "job_none"}), 404, "job_not_found")
     expect_error(subject.http.get("/v1/audio/jobs", params={"limit": 0}), 400, "invalid_value")
 
 

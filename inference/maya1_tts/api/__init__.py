@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from maya1_tts import __version__
 from maya1_tts.api.catalogue import catalogue_routes
+from maya1_tts.api.document import document_routes
 from maya1_tts.api.failures import handle_failures
 from maya1_tts.api.health import health_routes
 from maya1_tts.api.jobs import job_routes
@@ -17,6 +18,7 @@ __all__ = ["Service", "create_app"]
 
 def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="maya1-tts", version=__version__, lifespan=service.lifespan, openapi_url=None)
+    app.include_router(document_routes(app))
     for routes in (speech_routes, websocket_routes, job_routes, catalogue_routes, health_routes):
         app.include_router(routes(service))
     handle_failures(app, service)

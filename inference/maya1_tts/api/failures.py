@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,6 +13,11 @@ from maya1_tts.errors import ApiError, shown
 
 class ClientGone(Exception):
     """Nobody is left to answer."""
+
+
+def _methods(app: FastAPI, path: str) -> set[str]:
+    routes = iter_route_contexts(app.routes)
+    return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
 
 
 def handle_failures(app: FastAPI, service: Service) -> None:
@@ -34,7 +40,10 @@ def handle_failures(app: FastAPI, service: Service) -> None:
             404: ApiError(404, "not_found", f"There is no route {path}."),
             405: ApiError(405, "method_not_allowed", f"{request.method} is not allowed on {path}."),
         }.get(error.status_code) or ApiError(error.status_code, "http_error", str(error.detail))
-        return JSONResponse(told.body(), told.status, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette knows only the first route of a path
+            headers["Allow"] = ", ".join(sorted(_methods(app, request.url.path)))
+        return JSONResponse(told.body(), told.status, headers)
 
     @app.exception_handler(ClientGone)
     async def client_gone(request: Request, error: ClientGone) -> Response:

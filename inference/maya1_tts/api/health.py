@@ -1,26 +1,39 @@
 """What watches the service: probes and metrics. No token; the gateway decides who reaches them."""
 
+from typing import Literal
+
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import JSONResponse, Response
+from pydantic import BaseModel
+from starlette.responses import Response
 
 from maya1_tts.api.service import Service
+
+
+class State(BaseModel):
+    status: Literal["alive", "ready", "stuck", "draining", "loading"]
 
 
 def health_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/livez")
-    async def livez() -> JSONResponse:
-        return JSONResponse({"status": "stuck" if service.stuck else "alive"}, 503 if service.stuck else 200)
+    @router.get("/livez", responses={503: {"model": State, "description": "Stuck."}})
+    async def livez(response: Response) -> State:
+        response.status_code = 503 if service.stuck else 200
+        return State(status="stuck" if service.stuck else "alive")
 
-    @router.get("/readyz")
-    async def readyz() -> JSONResponse:
-        states = {"ready": service.ready, "stuck": service.stuck, "draining": service.draining}
-        status = next((state for state, holds in states.items() if holds), "loading")
-        return JSONResponse({"status": status}, 200 if service.ready else 503)
+    @router.get("/readyz", responses={503: {"model": State, "description": "Not ready."}})
+    async def readyz(response: Response) -> State:
+        response.status_code = 200 if service.ready else 503
+        if service.ready:
+            return State(status="ready")
+        return State(status="stuck" if service.stuck else "draining" if service.draining else "loading")
 
-    @router.get("/metrics")
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"description": "Metrics of Prometheus.", "content": {"text/plain": {}}}},
+    )
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -1,28 +1,19 @@
 """Batch jobs: submit now, fetch later."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from maya1_tts.api.access import allowed
+from maya1_tts.api.document import Failure, audio, body, errors
 from maya1_tts.api.service import Service
+from maya1_tts.api.speech import Segment
 from maya1_tts.audio import MEDIA_TYPES, Format
-from maya1_tts.errors import ApiError, shown
 from maya1_tts.jobs import Job, Status
 from maya1_tts.request import JobRequest, parse, read_body, to_order
-
-MAX_KEY_LENGTH = 255
-
-
-class Segment(BaseModel):
-    """`text` as it was spoken; `start` and `end` in seconds, the pause behind it included."""
-
-    text: str
-    start: float
-    end: float
 
 
 class JobAudio(BaseModel):
@@ -34,13 +25,6 @@ class JobAudio(BaseModel):
     cache: str
     bytes: int
     segments: list[Segment] | None
-
-
-class JobError(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str
 
 
 class JobStatus(BaseModel):
@@ -57,7 +41,7 @@ class JobStatus(BaseModel):
     characters: int
     metadata: dict[str, str]
     audio: JobAudio | None
-    error: JobError | None
+    error: Failure | None
 
 
 class JobPage(BaseModel):
@@ -72,42 +56,50 @@ class JobDeleted(BaseModel):
     status: Literal["cancelled", "deleted"]
 
 
+Key = Annotated[
+    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[!-~]+$")
+]
+REDIS = (401, 403, 503)
+
+
 def job_routes(service: Service) -> APIRouter:
-    router = APIRouter(dependencies=[allowed(service, "jobs")])
+    router = APIRouter(prefix="/v1/audio/jobs", dependencies=[allowed(service, "jobs")])
     jobs, settings = service.jobs, service.settings
 
-    @router.post("/v1/audio/jobs", status_code=202)
-    async def submit(request: Request) -> JSONResponse:
-        key = request.headers.get("idempotency-key")
-        if key is not None and not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
-            raise ApiError(
-                400,
-                "invalid_idempotency_key",
-                f"The header 'Idempotency-Key' is {shown(key)}; "
-                f"allowed: 1 to {MAX_KEY_LENGTH} ASCII characters.",
-            )
-        body = await read_body(request, settings.max_body_bytes)
-        asked = parse(body, request.headers.get("content-type", ""), JobRequest)
+    @router.post(
+        "",
+        status_code=202,
+        responses=errors(400, 404, 413, 415, 422, 429, 507, *REDIS),
+        openapi_extra=body(JobRequest, settings.job_max_input_chars),
+    )
+    async def submit(request: Request, response: Response, key: Key = None) -> JobStatus:
+        content = await read_body(request, settings.max_body_bytes)
+        asked = parse(content, request.headers.get("content-type", ""), JobRequest)
         to_order(asked, settings, service.engine, settings.job_max_input_chars)  # what is wrong is said now
         job = await jobs.submit(request.state.subject, asked, key)
         request.state.log |= {"job": job.id, "chars": len(asked.input)}
-        return JSONResponse(_status(job), 202, {"Location": f"/v1/audio/jobs/{job.id}"})
+        response.headers["Location"] = f"/v1/audio/jobs/{job.id}"
+        return _status(job)
 
-    @router.get("/v1/audio/jobs")
+    @router.get("", responses=errors(400, 404, *REDIS))
     async def page(
         request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
-    ) -> JSONResponse:
+    ) -> JobPage:
         found, more = await jobs.page(request.state.subject, limit, after)
-        return JSONResponse({"object": "list", "data": [_status(job) for job in found], "has_more": more})
+        return JobPage(data=[_status(job) for job in found], has_more=more)
 
-    @router.get("/v1/audio/jobs/{id}")
-    async def status(request: Request, id: str) -> JSONResponse:
-        return JSONResponse(_status(await jobs.get(request.state.subject, id)))
+    @router.get("/{id}", responses=errors(404, *REDIS))
+    async def status(request: Request, id: str) -> JobStatus:
+        return _status(await jobs.get(request.state.subject, id))
 
-    @router.get("/v1/audio/jobs/{id}/result")
+    @router.get(
+        "/{id}/result",
+        response_class=Response,
+        responses=audio("The audio.") | errors(404, 409, 410, *REDIS),
+    )
     async def result(request: Request, id: str) -> Response:
         job = await jobs.get(request.state.subject, id)
-        body = await jobs.audio(job)
+        content = await jobs.audio(job)
         told = job.json("audio")
         headers = {
             "X-Engine": told["engine"],
@@ -115,17 +107,16 @@ def job_routes(service: Service) -> APIRouter:
             "X-Sample-Rate": str(told["sample_rate"]),
             "X-Audio-Duration-Seconds": f"{told['audio_seconds']:.3f}",
         }
-        return Response(body, media_type=MEDIA_TYPES[job.format], headers=headers)
+        return Response(content, media_type=MEDIA_TYPES[job.format], headers=headers)
 
-    @router.delete("/v1/audio/jobs/{id}")
-    async def delete(request: Request, id: str) -> JSONResponse:
-        outcome = await jobs.delete(request.state.subject, id)
-        return JSONResponse({"id": id, "object": "audio.job", "status": outcome})
+    @router.delete("/{id}", responses=errors(404, *REDIS))
+    async def delete(request: Request, id: str) -> JobDeleted:
+        return JobDeleted(id=id, status=await jobs.delete(request.state.subject, id))
 
     return router
 
 
-def _status(job: Job) -> dict[str, Any]:
+def _status(job: Job) -> JobStatus:
     return JobStatus(
         id=job.id,
         status=job.status,
@@ -138,4 +129,4 @@ def _status(job: Job) -> dict[str, Any]:
         metadata=job.json("metadata"),
         audio=job.json("audio"),
         error=job.json("error"),
-    ).model_dump()
+    )

@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from maya1_tts.api.access import allowed
+from maya1_tts.api.document import DEADLINE, EVENTS, audio, body, errors
 from maya1_tts.api.failures import ClientGone
 from maya1_tts.api.service import Service
-from maya1_tts.audio import MEDIA_TYPES
+from maya1_tts.audio import MEDIA_TYPES, Format
 from maya1_tts.engine import Timing
 from maya1_tts.errors import ApiError
 from maya1_tts.request import SpeechRequest, parse, read_body, to_order
@@ -29,16 +31,53 @@ Pieces = AsyncIterator[bytes | Timing]
 T = TypeVar("T")
 
 
+class Segment(BaseModel):
+    """`text` as it was spoken; `start` and `end` in seconds, the pause behind it included."""
+
+    text: str
+    start: float
+    end: float
+
+
+class Usage(BaseModel):
+    """Characters of the text, and twentieths of a second of audio."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class SpeechWithTimestamps(BaseModel):
+    """The answer to `timestamps` without a stream. audio: the file in base64."""
+
+    audio: str
+    response_format: Format
+    sample_rate: int
+    audio_seconds: float
+    segments: list[Segment]
+    usage: Usage
+
+
 def speech_routes(service: Service) -> APIRouter:
     router = APIRouter(dependencies=[allowed(service, "speak")])
 
-    @router.post("/v1/audio/speech")
+    @router.post(
+        "/v1/audio/speech",
+        response_class=Response,
+        responses=audio(
+            "Audio; JSON with `timestamps`, events with `stream_format` `sse`.",
+            EVENTS,
+            model=SpeechWithTimestamps,
+        )
+        | errors(400, 401, 403, 404, 413, 415, 429, 500, 503),
+        openapi_extra=body(SpeechRequest, service.settings.max_input_chars) | {"parameters": [DEADLINE]},
+    )
     async def speech(request: Request) -> Response:
         begin = time.perf_counter()
         record = request.state.record
         studio, engine = service.studio, service.engine
-        body = await read_body(request, service.settings.max_body_bytes)
-        asked = parse(body, request.headers.get("content-type", ""), SpeechRequest)
+        content = await read_body(request, service.settings.max_body_bytes)
+        asked = parse(content, request.headers.get("content-type", ""), SpeechRequest)
         record.text = asked.input
         if asked.timestamps and asked.stream_format != "sse" and (asked.stream or asked.stream_format):
             raise ApiError(
@@ -78,9 +117,9 @@ def speech_routes(service: Service) -> APIRouter:
                 )
             media_type = MEDIA_TYPES[order.format]
             if asked.stream or asked.stream_format == "audio":
-                audio = _audio(_chain(first, pieces))
+                stream = _audio(_chain(first, pieces))
                 return StreamingResponse(
-                    _then(audio, lambda: studio.leave(listener)), headers=headers, media_type=media_type
+                    _then(stream, lambda: studio.leave(listener)), headers=headers, media_type=media_type
                 )
             complete = await _unless_gone(request, spoken.whole())
             headers["X-Audio-Duration-Seconds"] = f"{spoken.seconds:.3f}"

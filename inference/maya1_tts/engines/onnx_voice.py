@@ -222,6 +222,7 @@ class PiperVoice:
 class OnnxVoiceEngine:
     name = "onnx_voice"
     options: frozenset[str] = frozenset()
+    tags: tuple[str, ...] = ()
 
     def __init__(self, model_dir: Path, workers: int, threads: int, target: Target = CPU) -> None:
         """Load the packaged voice and those of `model_dir`. Raises ConfigError naming the voice at fault."""
