@@ -128,7 +128,11 @@ def ms(seconds: float | None) -> str:
 
 def resident_bytes(pid: int, peak: bool = False) -> int:
     """Memory of a process and of those that it started. peak: the most that each ever had (VmHWM)."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = [
+        child
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
     field = "VmHWM:" if peak else "VmRSS:"
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     own = next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
