@@ -26,6 +26,7 @@ from maya1_tts.engines.onnx_session import Target
 from maya1_tts.engines.revision import sound_revision
 from maya1_tts.errors import ApiError, ConfigError
 from maya1_tts.metrics import Metrics
+from maya1_tts.normalize import EMOTION_TAGS
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ VOCODER_BATCH = 64
 class Maya1Engine:
     name = "maya1"
     options = frozenset({"description", "seed", "temperature", "top_p", "repetition_penalty"})
+    tags: tuple[str, ...] = EMOTION_TAGS
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Raises ConfigError when the model folder, the device or the environment does not allow it."""
