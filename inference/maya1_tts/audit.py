@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maya1_tts.auth import Subject
+from maya1_tts.budget import Charge
 from maya1_tts.config import Settings, read_secret
 from maya1_tts.studio import Listener, Order
 
@@ -36,6 +37,7 @@ class Record:
     order: Order | None = None
     listener: Listener | None = None
     ttfa: float | None = None
+    charge: Charge | None = None
     begun: float = field(default_factory=time.perf_counter)
 
 

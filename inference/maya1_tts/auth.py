@@ -6,6 +6,7 @@ What a token allows is its `scope`, as in RFC 8693 section 4.2 and RFC 9068 sect
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections import OrderedDict
@@ -30,11 +31,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """Who asks (`sub`), for whom (`tenant`, by default who asks), and what is allowed."""
+    """Who asks (`sub`), for whom (`tenant`, by default who asks), what is allowed, how much in a minute."""
 
     id: str
     tenant: str
     scopes: frozenset[Scope]
+    budget_chars: float = math.inf
+    budget_seconds: float = math.inf
 
     def need(self, scope: Scope) -> None:
         """Raises ApiError 403 unless the token has the scope."""
@@ -114,7 +117,13 @@ def _subject(claims: dict[str, Any]) -> Subject:
                 "invalid_token",
                 f"The token's {claim!r} is {shown(name)}; allowed: 1 to {MAX_NAME_LENGTH} characters.",
             )
-    return Subject(*names, SCOPES.intersection(listed))
+    budgets = {claim: claims.get(claim, math.inf) for claim in ("budget_chars", "budget_seconds")}
+    for claim, budget in budgets.items():
+        if not isinstance(budget, int | float) or isinstance(budget, bool) or not budget > 0:
+            raise _refuse(
+                "invalid_token", f"The token's {claim!r} is {shown(budget)}; allowed: a number above 0."
+            )
+    return Subject(*names, SCOPES.intersection(listed), **budgets)
 
 
 def _refuse(code: str, message: str) -> ApiError:

@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
     trusted_proxies: str = "127.0.0.1"
+    budget_chars_per_minute: int = Field(0, ge=0, le=1_000_000_000)
+    budget_audio_seconds_per_minute: float = Field(0, ge=0, le=1_000_000, allow_inf_nan=False)
     audit_text: bool = False
     audit_hash_key_file: Path | None = None
     redis_url: str | None = None

@@ -8,6 +8,7 @@ QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 CACHE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BUDGETS = ("characters", "audio_seconds")
 CACHE_RESULTS = ("hit", "miss", "bypass", "joined")
 
 
@@ -122,12 +123,21 @@ class Metrics:
             "maya1_tts_runaways", "Segments that were ended since the model did not.", ("reason",),
             registry=registry,
         )  # fmt: skip
+        self.budget_refusals = Counter(
+            "maya1_tts_budget_refusals", "Requests that a subject had no budget left for.", ("budget",),
+            registry=registry,
+        )  # fmt: skip
+        self.budget_store_up = Gauge(
+            "maya1_tts_budget_store_up", "1 while budgets are counted in Redis, else 0.", registry=registry
+        )
         self.engine = Info("maya1_tts_engine", "The engine that speaks.", registry=registry)
         self.build = Info("maya1_tts_build", "This service.", registry=registry)
         for reason in ("length", "loop"):
             self.runaways.labels(reason)
         for result in CACHE_RESULTS:
             self.cache_requests.labels(result)
+        for budget in BUDGETS:
+            self.budget_refusals.labels(budget)
         for outcome in ("done", "cancelled", "failed", "refused"):
             self.syntheses.labels(outcome)
         for code in ("overloaded", "too_many_requests", "deadline_exceeded"):

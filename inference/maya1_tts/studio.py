@@ -33,6 +33,11 @@ class Order:
     sample_rate: int | None = None  # of the file, in Hz; None: as the voice and the format have it
 
     @property
+    def seconds(self) -> float:
+        """About how much audio it becomes, guessed before the text has been looked at."""
+        return len(self.text) / CHARS_PER_SECOND / self.delivery.speed
+
+    @property
     def file_rate(self) -> int:
         return self.sample_rate or file_rate(self.format, self.voice.sample_rate)
 
@@ -360,8 +365,7 @@ class Studio:
     async def _synthesise(self, speech: Speech) -> bytes:
         order, admission = speech.order, self._admission
         delivery = order.delivery
-        estimate = len(order.text) / CHARS_PER_SECOND / delivery.speed
-        ticket = speech.ticket = admission.admit(speech.claim, estimate)
+        ticket = speech.ticket = admission.admit(speech.claim, order.seconds)
         try:
             segments = await asyncio.to_thread(self._engine.segments, order.text, delivery)
             ticket.estimate = sum(segment.seconds for segment in segments)

@@ -100,6 +100,10 @@ def test_shared_secret(secret: Path) -> None:
         f"Bearer {token(scope=7)}": "invalid_token",
         f"Bearer {token(scope=['speak', 7])}": "invalid_token",
         f"Bearer {token(scope=None)}": None,
+        f"Bearer {token(budget_chars=500, budget_seconds=0.5)}": None,
+        f"Bearer {token(budget_chars=0)}": "invalid_token",
+        f"Bearer {token(budget_seconds='many')}": "invalid_token",
+        f"Bearer {token(budget_seconds=True)}": "invalid_token",
         f"Bearer {token(nbf=now + 60)}": "token_not_yet_valid",
         f"Bearer {token(aud='other')}": "invalid_audience",
         f"Bearer {token(aud=None)}": "invalid_audience",
@@ -136,6 +140,7 @@ def test_who_asks_for_whom_and_what_is_allowed(secret: Path) -> None:
         made = token(sub="me", scope=scope)
         assert auth.check(f"Bearer {made}") == Subject("me", "me", frozenset(expected)), scope
     assert auth.check(f"Bearer {token(sub='me', tenant='acme')}").tenant == "acme"
+    assert auth.check(f"Bearer {token(budget_chars=500)}").budget_chars == 500
     assert ANYBODY.scopes == SCOPES
 
 

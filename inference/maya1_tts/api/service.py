@@ -13,6 +13,7 @@ from maya1_tts import __version__
 from maya1_tts.admission import Claim
 from maya1_tts.audit import Audit, Outcome, Record
 from maya1_tts.auth import ANYBODY, Authenticator, Scope, Subject
+from maya1_tts.budget import Budgets
 from maya1_tts.cache import Cache
 from maya1_tts.config import Settings
 from maya1_tts.engine import Engine
@@ -33,6 +34,7 @@ class Service:
         self.metrics = Metrics()
         self.auth = Authenticator(settings) if settings.auth == "jwt" else None
         self.audit = Audit(settings)
+        self.budgets = Budgets(settings, self.metrics)
         self.cache = Cache(settings, self.metrics)
         self.jobs = Jobs(settings, self.metrics)
         self.draining = False
@@ -73,7 +75,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        async with self.cache.running():
+        async with self.cache.running(), self.budgets.running():
             start = asyncio.create_task(self._start())
             yield
             start.cancel()
@@ -127,7 +129,15 @@ class Service:
         return Claim(subject.tenant, deadline=time.monotonic() + seconds)
 
     def conclude(self, record: Record, outcome: Outcome, status: int | str, code: str | None = None) -> None:
-        """Ends a request for speech, by whatever entry point it came, with a line in the audit log."""
+        """Ends a request for speech, by whatever entry point it came: settles its budget and logs it.
+
+        Whoever heard nothing, and did not leave by himself, pays nothing. A hit costs its characters alone.
+        """
+        if charge := record.charge:
+            heard = record.ttfa is not None or outcome == "cancelled"
+            speech = record.listener.speech if record.listener else None
+            made = speech.seconds if speech and speech.cache != "hit" else 0.0
+            self.budgets.settle(charge, charge.paid[0] if heard else 0.0, made if heard else 0.0)
         self.audit.write(record, outcome, status, code)
 
     def subject(self, authorization: str | None, scope: Scope | None = None) -> Subject:

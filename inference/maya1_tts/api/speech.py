@@ -89,9 +89,11 @@ def speech_routes(service: Service) -> APIRouter:
             )
         order = to_order(asked, service.settings, engine)
         record.engine, record.order = engine.name, order
-        listener = record.listener = studio.listen(
-            order, service.claim(request.state.subject, request.headers)
+        claim = service.claim(request.state.subject, request.headers)
+        charge = record.charge = await service.budgets.charge(
+            request.state.subject, len(order.text), order.seconds
         )
+        listener = record.listener = studio.listen(order, claim)
         spoken = listener.speech
         pieces = spoken.follow()
         try:
@@ -104,7 +106,7 @@ def speech_routes(service: Service) -> APIRouter:
                 "X-Voice": order.voice.id,
                 "X-Cache": listener.cache,
                 "X-Sample-Rate": str(order.file_rate),
-            }
+            } | (charge.headers if charge else {})
             request.state.log |= {"voice": order.voice.id, "format": order.format, "cache": listener.cache}
             request.state.log |= {"chars": len(order.text), "ttfa_seconds": round(ttfa, 4)}
             if asked.stream_format == "sse":

@@ -276,6 +276,7 @@ class Session:
     async def _synthesise(self, order: Order, file: Encoder, record: Record) -> None:
         check_text(order.text, self._service.settings.max_input_chars)
         record.order = order
+        record.charge = await self._service.budgets.charge(self._subject, len(order.text), order.seconds)
         listener = record.listener = self._studio.listen(
             replace(order, format="pcm", sample_rate=None),
             self._service.claim(self._subject, self._websocket.headers),

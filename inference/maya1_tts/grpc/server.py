@@ -100,6 +100,7 @@ class SpeechServicer:
         claim = service.claim(subject, call.metadata)
         if (left := context.time_remaining()) is not None:
             claim = replace(claim, deadline=min(claim.deadline, time.monotonic() + left))
+        record.charge = await service.budgets.charge(subject, len(order.text), order.seconds)
         record.engine, record.order = engine.name, order
         listener = record.listener = studio.listen(order, claim)
         spoken = listener.speech
