@@ -4,9 +4,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import redis
 from conftest import Redis, Service, wait_for
-from maya1_tts.cache import Seal
+from maya1_tts.audio import Format
+from maya1_tts.cache import Entry, Memory, Seal
+from maya1_tts.engine import Timing
 
 
 def test_second_request_is_a_hit_in_every_way_of_asking(service: Service) -> None:
@@ -80,6 +83,7 @@ def test_redis_may_come_and_go(tmp_path: Path) -> None:
         database.set(key, database.get(key)[:-100])
         answer = service.speak()
         assert (answer.headers["x-cache"], answer.content) == ("miss", expected)
+        assert service.metric("cache_damaged_total", tier="redis") == 1
         assert service.speak().headers["x-cache"] == "hit"
 
         service.speak("This is far too long to be kept. " * 5)
@@ -100,3 +104,26 @@ def test_redis_may_come_and_go(tmp_path: Path) -> None:
     finally:
         service.stop()
         store.kill()
+
+
+@pytest.mark.parametrize("format", ["pcm", "wav", "mp3", "flac", "opus"])
+def test_entries_give_back_the_same_bytes_and_speech_is_kept_small(service: Service, format: Format) -> None:
+    body = service.speak("These bytes come back.", response_format=format).content
+    entry = Entry(12345, body, (Timing("These bytes come back.", 0, 12345),))
+    packed = entry.pack(format)
+    assert Entry.unpack(memoryview(packed)) == entry
+    assert len(packed) < (0.55 if format in ("pcm", "wav") else 1.02) * len(body) + 200
+
+
+def test_memory_keeps_what_was_used_last_and_no_more_than_it_may() -> None:
+    memory = Memory(limit=800, ttl=1000)
+    for key in "abcdefgh":
+        memory.set(key, Entry(1, key.encode() * 100))
+    assert memory.get("a") == Entry(1, b"a" * 100)  # and so "b" is the oldest
+    memory.set("i", Entry(1, b"i" * 100))
+    assert [key for key in "abcdefghi" if memory.get(key)] == list("acdefghi")
+    memory.set("large", Entry(1, b"x" * 101))
+    assert memory.get("large") is None
+    expired = Memory(limit=800, ttl=0)
+    expired.set("a", Entry(1, b"a"))
+    assert expired.get("a") is None
