@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     bundle: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     cache_ttl_seconds: int = Field(86400, ge=1)
     cache_max_entry_bytes: int = Field(8_388_608, ge=1024)
+    page: bool = True
     websocket_idle_seconds: float = Field(60, gt=0, le=3600)
     jobs_per_subject: int = Field(100, ge=1, le=10_000)
     job_max_input_chars: int = Field(20_000, ge=1, le=1_000_000)

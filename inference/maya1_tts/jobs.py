@@ -176,7 +176,7 @@ class Jobs:
     async def submit(self, subject: Subject, request: JobRequest, key: str | None) -> Job:
         """Keep a job, or find the one that the same subject submitted with the same idempotency key.
 
-        Raises ApiError 422 when that one has another body, 429 when the subject has too many jobs.
+        Raises ApiError 409 when that one has another body, 429 when the subject has too many jobs.
         """
         owner = _owner(subject)
         name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:32] if key else uuid.uuid4().hex
@@ -199,7 +199,7 @@ class Jobs:
         )
         if outcome == b"conflict":
             raise ApiError(
-                422,
+                409,
                 "idempotency_conflict",
                 f"The header 'Idempotency-Key' is {shown(key)}, which another job with another body "
                 "already has; allowed: a new key, or the same body.",

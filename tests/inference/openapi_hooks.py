@@ -1,7 +1,7 @@
 """For schemathesis (see test_openapi.py): what no schema can say of a body that is otherwise right.
 
-Its input has words that the voice can speak, its model and its voice are there, this engine follows no
-instructions, and a stream of audio has no place for timestamps.
+Its input has words that the voice can speak, its model and its voice are there, it leaves out what this
+engine cannot follow, and a stream of audio has no place for timestamps.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ import jsonschema_rs
 import schemathesis
 
 BODIES = ("/v1/audio/speech", "/v1/audio/jobs")
-SPEAKABLE = {"model": "tts-1", "input": "Yes.", "voice": None, "instructions": None, "speed": 4}
+SPEAKABLE = {"model": "tts-1", "input": "Yes.", "voice": None, "speed": 4}
+OPTIONS = ("instructions", "description", "seed", "temperature", "top_p", "repetition_penalty")
 
 
 @schemathesis.hook
@@ -20,5 +21,5 @@ def map_body(context: Any, body: Any) -> Any:
     schema = context.operation.definition.raw["requestBody"]["content"]["application/json"]["schema"]
     if not jsonschema_rs.is_valid(schema, body):
         return body
-    streams = {"stream": False, "stream_format": None} if body.get("timestamps") else {}
-    return body | SPEAKABLE | {name: value for name, value in streams.items() if name in body}
+    left_out = [*OPTIONS, *(("stream", "stream_format") if body.get("timestamps") else ())]
+    return {name: value for name, value in body.items() if name not in left_out} | SPEAKABLE

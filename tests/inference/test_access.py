@@ -28,6 +28,7 @@ NEEDS = {
     ("GET", "/v1/models"): ANY_TOKEN,
     ("GET", "/v1/models/{model}"): ANY_TOKEN,
     ("GET", "/v1/audio/voices"): ANY_TOKEN,
+    ("GET", "/"): PUBLIC,
     ("GET", "/openapi.json"): PUBLIC,
     ("GET", "/livez"): PUBLIC,
     ("GET", "/readyz"): PUBLIC,

@@ -109,7 +109,7 @@ def test_a_key_names_one_job_of_one_subject(service: Service, subject: Subject) 
         "/v1/audio/jobs", content=other_spelling, headers=JSON | {"Idempotency-Key": "chapter-1"}
     )
     assert (again.status_code, again.json()["id"]) == (202, first)
-    expect_error(subject.submit(key="chapter-1", speed=2), 422, "idempotency_conflict")
+    expect_error(subject.submit(key="chapter-1", speed=2), 409, "idempotency_conflict")
     assert subject.submit(key="chapter-2").json()["id"] != first
     assert Subject(service.url).submit(key="chapter-1").json()["id"] != first
     assert len(subject.ids()) == 2

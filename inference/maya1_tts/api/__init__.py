@@ -9,6 +9,7 @@ from maya1_tts.api.failures import handle_failures
 from maya1_tts.api.health import health_routes
 from maya1_tts.api.jobs import job_routes
 from maya1_tts.api.observe import Observe
+from maya1_tts.api.page import page_routes
 from maya1_tts.api.service import Service
 from maya1_tts.api.speech import speech_routes
 from maya1_tts.api.websocket import websocket_routes
@@ -19,6 +20,7 @@ __all__ = ["Service", "create_app"]
 def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="maya1-tts", version=__version__, lifespan=service.lifespan, openapi_url=None)
     app.include_router(document_routes(app))
+    app.include_router(page_routes(service))
     for routes in (speech_routes, websocket_routes, job_routes, catalogue_routes, health_routes):
         app.include_router(routes(service))
     handle_failures(app, service)

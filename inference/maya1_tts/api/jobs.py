@@ -69,7 +69,7 @@ def job_routes(service: Service) -> APIRouter:
     @router.post(
         "",
         status_code=202,
-        responses=errors(400, 404, 413, 415, 422, 429, 507, *REDIS),
+        responses=errors(400, 404, 409, 413, 415, 429, 507, *REDIS),
         openapi_extra=body(JobRequest, settings.job_max_input_chars),
     )
     async def submit(request: Request, response: Response, key: Key = None) -> JobStatus:
