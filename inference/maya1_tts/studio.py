@@ -116,6 +116,13 @@ class Speech:
                     raise self.error
                 return
 
+    async def begun(self) -> None:
+        """Until the first piece is there. Raises ApiError when the synthesis fails before."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.pieces or self.over)
+        if self.error and not self.pieces:
+            raise self.error
+
     async def whole(self) -> bytes:
         """The complete file. Raises ApiError when the synthesis fails."""
         async with self._changed:

@@ -5,7 +5,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
@@ -18,16 +18,12 @@ from maya1_tts.api.document import DEADLINE, EVENTS, audio, body, errors
 from maya1_tts.api.failures import ClientGone
 from maya1_tts.api.service import Service
 from maya1_tts.audio import MEDIA_TYPES, Format
-from maya1_tts.engine import Timing
 from maya1_tts.errors import ApiError
 from maya1_tts.request import SpeechRequest, parse, read_body, to_order
-from maya1_tts.studio import Speech
+from maya1_tts.studio import Listener, Speech, Studio
 
 TOKENS_PER_SECOND = 20  # about what OpenAI counts for its own speech; the engines here have no common token
-DELTA_BYTES = (
-    49152  # of audio in one event: a hit comes in one piece, but no client expects megabytes in a line
-)
-Pieces = AsyncIterator[bytes | Timing]
+DELTA_BYTES = 49152  # of audio in one event: a hit comes in one piece, which may be megabytes
 T = TypeVar("T")
 
 
@@ -95,10 +91,9 @@ def speech_routes(service: Service) -> APIRouter:
         )
         listener = record.listener = studio.listen(order, claim)
         spoken = listener.speech
-        pieces = spoken.follow()
         try:
             # The headers wait for the first sound, so that whatever fails before it is a real HTTP error.
-            first = await _unless_gone(request, anext(pieces))
+            await _unless_gone(request, spoken.begun())
             ttfa = record.ttfa = time.perf_counter() - begin
             service.metrics.ttfa.labels(listener.cache).observe(ttfa)
             headers = {
@@ -110,19 +105,13 @@ def speech_routes(service: Service) -> APIRouter:
             request.state.log |= {"voice": order.voice.id, "format": order.format, "cache": listener.cache}
             request.state.log |= {"chars": len(order.text), "ttfa_seconds": round(ttfa, 4)}
             if asked.stream_format == "sse":
-                events = _events(spoken, _chain(first, pieces), bool(asked.timestamps))
                 headers["Cache-Control"] = "no-store"
-                return StreamingResponse(
-                    _then(events, lambda: studio.leave(listener)),
-                    headers=headers,
-                    media_type="text/event-stream",
-                )
+                events = _left_after(_events(spoken, bool(asked.timestamps)), studio, listener)
+                return StreamingResponse(events, headers=headers, media_type="text/event-stream")
             media_type = MEDIA_TYPES[order.format]
             if asked.stream or asked.stream_format == "audio":
-                stream = _audio(_chain(first, pieces))
-                return StreamingResponse(
-                    _then(stream, lambda: studio.leave(listener)), headers=headers, media_type=media_type
-                )
+                stream = _left_after(spoken.stream(), studio, listener)
+                return StreamingResponse(stream, headers=headers, media_type=media_type)
             complete = await _unless_gone(request, spoken.whole())
             headers["X-Audio-Duration-Seconds"] = f"{spoken.seconds:.3f}"
             headers["X-TTFA-Seconds"] = f"{ttfa:.4f}"
@@ -157,39 +146,27 @@ async def _unless_gone(request: Request, result: Awaitable[T]) -> T:
         gone.cancel()
 
 
-async def _chain(first: bytes | Timing, rest: Pieces) -> Pieces:
-    yield first
-    async for piece in rest:
-        yield piece
-
-
-async def _then(stream: AsyncIterator[T], done: Callable[[], None]) -> AsyncIterator[T]:
-    """The stream, and `done` when it is over or nobody listens any more."""
+async def _left_after(stream: AsyncIterator[T], studio: Studio, listener: Listener) -> AsyncIterator[T]:
+    """The stream; the speech is left when it is over or nobody listens any more."""
     try:
         async for item in stream:
             yield item
     finally:
-        done()
+        studio.leave(listener)
 
 
-async def _audio(pieces: Pieces) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        if isinstance(piece, bytes):
-            yield piece
-
-
-async def _events(spoken: Speech, pieces: Pieces, timestamps: bool) -> AsyncIterator[str]:
+async def _events(spoken: Speech, timestamps: bool) -> AsyncIterator[str]:
     """OpenAI's events `speech.audio.delta` and `speech.audio.done`; ours, `speech.audio.segment`, on demand.
 
     A failure midway is an event of the type `error`, in the shape that OpenAI's clients raise as APIError.
     Source: https://platform.openai.com/docs/api-reference/audio/speech-audio-delta-event
     """
     try:
-        async for piece in pieces:
+        async for piece in spoken.follow():
             if isinstance(piece, bytes):
                 for start in range(0, len(piece), DELTA_BYTES):
-                    audio = base64.b64encode(piece[start : start + DELTA_BYTES]).decode()
-                    yield _event("speech.audio.delta", audio=audio)
+                    encoded = base64.b64encode(piece[start : start + DELTA_BYTES]).decode()
+                    yield _event("speech.audio.delta", audio=encoded)
             elif timestamps:
                 yield _event("speech.audio.segment", **piece.told(spoken.order.voice.sample_rate))
         rtf = spoken.busy_seconds / spoken.seconds
