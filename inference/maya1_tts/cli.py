@@ -11,6 +11,7 @@ from typing import Any
 from maya1_tts.bench.options import add_options as add_bench_options
 from maya1_tts.config import load_settings
 from maya1_tts.errors import ConfigError
+from maya1_tts.optimize.options import add_optimize_options
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,12 @@ def bench(**options: Any) -> int:
     return bench(argparse.Namespace(**options))
 
 
+def optimize(**options: Any) -> int:
+    from maya1_tts.optimize.command import optimize
+
+    return optimize(argparse.Namespace(**options))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="maya1-tts", description="OpenAI-compatible speech service.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -83,6 +90,7 @@ def main() -> int:
         "make-tiny-model": make_tiny_model,
         "checksum-model": checksum_model,
         "bench": bench,
+        "optimize": optimize,
     }
     commands.add_parser("serve", help="run the service; configured by MAYA1_TTS_* variables")
     commands.add_parser("healthcheck", help="exit 0 when the service on this machine is ready")
@@ -92,6 +100,9 @@ def main() -> int:
     for command in (tiny, checksum):
         command.add_argument("folder", type=Path)
     add_bench_options(commands.add_parser("bench", help="put load on a speech server and report its speed"))
+    add_optimize_options(
+        commands.add_parser("optimize", help="smaller and faster graphs, each of them judged")
+    )
     arguments = vars(parser.parse_args())
     try:
         return actions[arguments.pop("command")](**arguments)

@@ -104,7 +104,8 @@ class SnacDecoder(nn.Module):
         per_frame = 4 * int(np.prod(self.upsampling[: depth + 1]))
         steps = torch.arange(per_frame, device=place.device)
         index = (place % NOISE_PLACES).unsqueeze(-1) + steps
-        noise: Tensor = self.noise[index].reshape(place.shape[0], 1, -1)
+        # Not reshape(B, 1, -1), of which PyTorch's exporter to ONNX makes a wrong constant.
+        noise: Tensor = self.noise[index].flatten(1).unsqueeze(1)
         return noise
 
 
