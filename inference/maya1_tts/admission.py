@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from maya1_tts import tracing
 from maya1_tts.errors import ApiError
 from maya1_tts.metrics import Metrics
 
@@ -162,7 +163,8 @@ class Admission:
 
         Raises ApiError 503 when the first sound would come after the ticket's deadline.
         """
-        granted = await self._turn(ticket, seconds)
+        with tracing.span("admission"):
+            granted = await self._turn(ticket, seconds)
         if not ticket.begun:
             self._metrics.queue_seconds.observe(self._now() - ticket.arrived)
         begin, spoken = self._now(), ticket.spoken

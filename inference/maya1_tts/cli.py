@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def serve() -> int:
+    from maya1_tts import tracing
     from maya1_tts.api import Service
     from maya1_tts.engines import load_engine
     from maya1_tts.logs import setup_logging
@@ -24,8 +25,11 @@ def serve() -> int:
 
     settings = load_settings()
     setup_logging(settings.log_level)
+    if settings.otlp_endpoint:
+        tracing.start(settings.otlp_endpoint)
     server = Server(Service(settings, load_engine))
     server.run()
+    tracing.stop()
     if isinstance(server.fatal, ConfigError):
         raise server.fatal
     if server.fatal:

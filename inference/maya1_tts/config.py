@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     object_store_access_key_id_file: Path | None = None
     object_store_secret_access_key_file: Path | None = None
     drain_seconds: float = Field(30, ge=0, le=3600)
+    otlp_endpoint: str | None = None
     watchdog_seconds: float = Field(60, ge=0, le=3600)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -103,6 +104,13 @@ class Settings(BaseSettings):
     def _endpoint(cls, value: str | None) -> str | None:
         if value and not re.fullmatch(r"https?://[^/@?#]+/?", value):
             raise ValueError("allowed: https://host:port, or http:// in a network that you trust")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _otlp_scheme(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("allowed: a URL like http://collector:4318, without a path")
         return value
 
     @property

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
+from maya1_tts import tracing
 from maya1_tts.admission import Admission, Claim, Ticket
 from maya1_tts.audio import ENCODER_REVISION, Format, encoder, file_rate, to_int16
 from maya1_tts.cache import Cache, Entry
@@ -308,7 +309,8 @@ class Studio:
             self._drop(speech)
 
     async def _find_or_make(self, speech: Speech) -> None:
-        entry = self._cache.remembered(speech.key) or await self._cache.get(speech.key)
+        with tracing.span("cache"):
+            entry = self._cache.remembered(speech.key) or await self._cache.get(speech.key)
         if entry:
             self._label(speech, "hit")
             await speech.play(entry)
@@ -379,9 +381,12 @@ class Studio:
             file = encoder(order.format, order.voice.sample_rate, order.file_rate)
             for segment in segments:
                 start = speech.samples
-                async with admission.lane(ticket, segment.seconds):
+                async with (
+                    admission.lane(ticket, segment.seconds),
+                    contextlib.aclosing(self._engine.stream(segment, delivery)) as blocks,
+                ):
                     begin = time.perf_counter()
-                    async with contextlib.aclosing(self._engine.stream(segment, delivery)) as blocks:
+                    with tracing.span("segment", chars=len(segment.text)):
                         async for block in blocks:
                             self.blocks += 1
                             samples = to_int16(block)
@@ -389,7 +394,8 @@ class Studio:
                             ticket.spoke(len(samples) / order.voice.sample_rate)
                     speech.busy_seconds += time.perf_counter() - begin
                 await speech.add(Timing(segment.text, start, speech.samples))
-            await speech.add(await asyncio.to_thread(file.finish))
+            with tracing.span("encode", format=order.format):
+                await speech.add(await asyncio.to_thread(file.finish))
             return file.complete
         finally:
             admission.leave(ticket)

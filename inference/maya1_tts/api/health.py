@@ -1,10 +1,12 @@
 """What watches the service: probes and metrics. No token; the gateway decides who reaches them."""
 
+import asyncio
 from typing import Literal
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import Response
 
 from maya1_tts.api.service import Service
@@ -32,9 +34,16 @@ def health_routes(service: Service) -> APIRouter:
     @router.get(
         "/metrics",
         response_class=Response,
-        responses={200: {"description": "Metrics of Prometheus.", "content": {"text/plain": {}}}},
+        responses={
+            200: {
+                "description": "Metrics of Prometheus.",
+                "content": {"text/plain": {}, "application/openmetrics-text": {}},
+            }
+        },
     )
-    async def metrics() -> Response:
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        await asyncio.to_thread(service.gpus.refresh)
+        generate, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(generate(service.metrics.registry), headers={"Content-Type": content_type})
 
     return router

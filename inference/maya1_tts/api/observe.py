@@ -6,10 +6,12 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from maya1_tts import tracing
 from maya1_tts.api.service import Service
 from maya1_tts.audit import Outcome, Record
 
@@ -30,6 +32,8 @@ def answered(
     seconds = time.perf_counter() - begin
     service.metrics.requests.labels(route, method, str(status)).inc()
     service.metrics.request_duration.labels(route).observe(seconds)
+    if id := tracing.trace_id():
+        fields = {**fields, "trace_id": id}
     level = logging.DEBUG if route in QUIET else logging.INFO
     told = {**fields, "method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
     access_log.log(level, "request", extra={"fields": told})
@@ -42,7 +46,14 @@ class Observe:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif scope["path"].startswith("/v1/"):
+            headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+            with tracing.entry(scope["path"], headers) as span:
+                await self._observed(scope, receive, send, span)
+        else:
+            await self._observed(scope, receive, send, {})
+
+    async def _observed(self, scope: Scope, receive: Receive, send: Send, span: dict[str, Any]) -> None:
         id = request_id(dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1"))
         fields: dict[str, object] = {"request_id": id}
         record = Record(id, scope["path"], client=scope["client"][0] if scope["client"] else None)
@@ -73,6 +84,9 @@ class Observe:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
+            span |= {"name": f"{method} {route}", "http.request.method": method, "http.route": route}
+            span |= {"http.response.status_code": status}
+            span |= {f"maya1.{name}": value for name, value in fields.items()}
             answered(self._service, record.begun, fields, route, method, status)
             if speaks and method == "POST":
                 record.subject = state.get("subject")

@@ -18,6 +18,7 @@ from maya1_tts.cache import Cache
 from maya1_tts.config import Settings
 from maya1_tts.engine import Engine
 from maya1_tts.errors import ApiError, ConfigError, shown
+from maya1_tts.gpu import Gpus
 from maya1_tts.jobs import Jobs
 from maya1_tts.metrics import Metrics
 from maya1_tts.studio import Studio
@@ -32,6 +33,7 @@ class Service:
         """Raises ConfigError when a key or password file cannot be used."""
         self.settings = settings
         self.metrics = Metrics()
+        self.gpus = Gpus(self.metrics)
         self.auth = Authenticator(settings) if settings.auth == "jwt" else None
         self.audit = Audit(settings)
         self.budgets = Budgets(settings, self.metrics)

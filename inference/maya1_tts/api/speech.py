@@ -13,12 +13,15 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from maya1_tts import tracing
 from maya1_tts.api.access import allowed
 from maya1_tts.api.document import DEADLINE, EVENTS, audio, body, errors
 from maya1_tts.api.failures import ClientGone
 from maya1_tts.api.service import Service
 from maya1_tts.audio import MEDIA_TYPES, Format
+from maya1_tts.engine import Timing
 from maya1_tts.errors import ApiError
+from maya1_tts.playout import measured
 from maya1_tts.request import SpeechRequest, parse, read_body, to_order
 from maya1_tts.studio import Listener, Speech, Studio
 
@@ -95,7 +98,7 @@ def speech_routes(service: Service) -> APIRouter:
             # The headers wait for the first sound, so that whatever fails before it is a real HTTP error.
             await _unless_gone(request, spoken.begun())
             ttfa = record.ttfa = time.perf_counter() - begin
-            service.metrics.ttfa.labels(listener.cache).observe(ttfa)
+            service.metrics.ttfa.labels(listener.cache).observe(ttfa, tracing.exemplar())
             headers = {
                 "X-Engine": engine.name,
                 "X-Voice": order.voice.id,
@@ -106,11 +109,13 @@ def speech_routes(service: Service) -> APIRouter:
             request.state.log |= {"chars": len(order.text), "ttfa_seconds": round(ttfa, 4)}
             if asked.stream_format == "sse":
                 headers["Cache-Control"] = "no-store"
-                events = _left_after(_events(spoken, bool(asked.timestamps)), studio, listener)
+                pieces = measured(spoken.follow(), spoken, service.metrics)
+                events = _left_after(_events(spoken, pieces, bool(asked.timestamps)), studio, listener)
                 return StreamingResponse(events, headers=headers, media_type="text/event-stream")
             media_type = MEDIA_TYPES[order.format]
             if asked.stream or asked.stream_format == "audio":
-                stream = _left_after(spoken.stream(), studio, listener)
+                audible = measured(spoken.stream(), spoken, service.metrics)
+                stream = _left_after(audible, studio, listener)
                 return StreamingResponse(stream, headers=headers, media_type=media_type)
             complete = await _unless_gone(request, spoken.whole())
             headers["X-Audio-Duration-Seconds"] = f"{spoken.seconds:.3f}"
@@ -155,14 +160,16 @@ async def _left_after(stream: AsyncIterator[T], studio: Studio, listener: Listen
         studio.leave(listener)
 
 
-async def _events(spoken: Speech, timestamps: bool) -> AsyncIterator[str]:
+async def _events(
+    spoken: Speech, pieces: AsyncIterator[bytes | Timing], timestamps: bool
+) -> AsyncIterator[str]:
     """OpenAI's events `speech.audio.delta` and `speech.audio.done`; ours, `speech.audio.segment`, on demand.
 
     A failure midway is an event of the type `error`, in the shape that OpenAI's clients raise as APIError.
     Source: https://platform.openai.com/docs/api-reference/audio/speech-audio-delta-event
     """
     try:
-        async for piece in spoken.follow():
+        async for piece in pieces:
             if isinstance(piece, bytes):
                 for start in range(0, len(piece), DELTA_BYTES):
                     encoded = base64.b64encode(piece[start : start + DELTA_BYTES]).decode()

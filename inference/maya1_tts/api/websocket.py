@@ -20,11 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from maya1_tts import tracing
 from maya1_tts.api.service import Service
 from maya1_tts.audio import Encoder, Format, encoder
 from maya1_tts.audit import Record
 from maya1_tts.auth import Subject
 from maya1_tts.errors import ApiError
+from maya1_tts.playout import measured
 from maya1_tts.request import Options, check_text, template, understand
 from maya1_tts.sentences import Sentences
 from maya1_tts.studio import Order
@@ -257,7 +259,8 @@ class Session:
             self._engine.name,
         )
         try:
-            await self._synthesise(replace(order, text=sentence), file, record)
+            with tracing.entry(ROUTE, self._websocket.headers):
+                await self._synthesise(replace(order, text=sentence), file, record)
         except ApiError as error:
             self._service.conclude(
                 record, "failed" if error.status == 500 else "refused", error.status, error.code
@@ -282,10 +285,10 @@ class Session:
             self._service.claim(self._subject, self._websocket.headers),
         )
         try:
-            async for piece in listener.speech.stream():
+            async for piece in measured(listener.speech.stream(), listener.speech, self._service.metrics):
                 if record.ttfa is None:
                     record.ttfa = time.perf_counter() - record.begun
-                    self._service.metrics.ttfa.labels(listener.cache).observe(record.ttfa)
+                    self._service.metrics.ttfa.labels(listener.cache).observe(record.ttfa, tracing.exemplar())
                     if self._samples:
                         await self._write(np.zeros(round(PAUSE_SECONDS * self._rate), dtype=np.int16), file)
                     await self._tell(

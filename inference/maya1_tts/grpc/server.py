@@ -13,12 +13,14 @@ from urllib.parse import unquote
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from maya1_tts import tracing
 from maya1_tts.api.observe import answered, request_id
 from maya1_tts.api.service import Service
 from maya1_tts.audit import Outcome, Record
 from maya1_tts.config import PREFIX, Settings, read_secret
 from maya1_tts.errors import ApiError, ConfigError, shown
 from maya1_tts.grpc import speech_pb2, speech_pb2_grpc
+from maya1_tts.playout import measured
 from maya1_tts.request import SpeechRequest, to_order, validate
 
 SPEECH = speech_pb2.DESCRIPTOR.services_by_name["Speech"].full_name
@@ -105,10 +107,10 @@ class SpeechServicer:
         listener = record.listener = studio.listen(order, claim)
         spoken = listener.speech
         try:
-            async for piece in spoken.stream():
+            async for piece in measured(spoken.stream(), spoken, service.metrics):
                 if record.ttfa is None:
                     ttfa = record.ttfa = time.perf_counter() - record.begun
-                    service.metrics.ttfa.labels(listener.cache).observe(ttfa)
+                    service.metrics.ttfa.labels(listener.cache).observe(ttfa, tracing.exemplar())
                     call.fields |= {"cache": listener.cache, "ttfa_seconds": round(ttfa, 4)}
                     header = speech_pb2.Header(
                         engine=engine.name, voice=order.voice.id,
@@ -128,20 +130,23 @@ class SpeechServicer:
     @contextlib.asynccontextmanager
     async def _answer(self, call: Call, context: Any) -> AsyncIterator[None]:
         """Turns a failure of the call into its status, and records it when it is over."""
-        try:
-            await context.send_initial_metadata((("x-request-id", call.record.request_id),))
+        record = call.record
+        with tracing.entry(record.route, call.metadata) as span:
             try:
-                yield
-                call.status = grpc.StatusCode.OK
-            except ApiError as error:
-                await self._abort(call, context, error)
-            except Exception:
-                log.exception("call failed")
-                told = ApiError(500, "internal_error", "The service failed; it has logged why.")
-                await self._abort(call, context, told)
-        finally:
-            record = call.record
-            answered(self._service, record.begun, call.fields, record.route, "gRPC", call.status.name)
+                await context.send_initial_metadata((("x-request-id", record.request_id),))
+                try:
+                    yield
+                    call.status = grpc.StatusCode.OK
+                except ApiError as error:
+                    await self._abort(call, context, error)
+                except Exception:
+                    log.exception("call failed")
+                    told = ApiError(500, "internal_error", "The service failed; it has logged why.")
+                    await self._abort(call, context, told)
+            finally:
+                span |= {"rpc.system": "grpc", "rpc.response.status_code": call.status.name}
+                span |= {f"maya1.{name}": value for name, value in call.fields.items()}
+                answered(self._service, record.begun, call.fields, record.route, "gRPC", call.status.name)
 
     async def _abort(self, call: Call, context: Any, error: ApiError) -> None:
         call.status, call.code = STATUS.get(error.status, grpc.StatusCode.INTERNAL), error.code
