@@ -219,6 +219,18 @@ def test_out_of_memory_at_a_prompt_costs_that_request_only(
     assert spoken == alone
 
 
+def test_an_error_at_a_prompt_costs_that_request_only(model: TransformersModel) -> None:
+    async def run() -> list[Any]:
+        async def broken() -> list[int]:
+            return [token async for some in model.generate([10**6], sampling(0)) for token in some]
+
+        return await asyncio.gather(speak(model, 0), broken(), return_exceptions=True)
+
+    spoken, failed = asyncio.run(run())
+    assert isinstance(failed, IndexError)
+    assert spoken == asyncio.run(speak(model, 0))
+
+
 def test_an_error_in_a_step_ends_its_requests_and_not_the_thread(
     model: TransformersModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,8 +253,11 @@ class TransformersModel:
             tokens = self._prefill(row, request)
         except torch.OutOfMemoryError:
             self._out_of_memory(row)
-            return
-        self._take(slice(row, row + 1), tokens)
+        except Exception as error:
+            log.exception("a prompt failed")
+            self._end(row, error)
+        else:
+            self._take(slice(row, row + 1), tokens)
 
     def _prefill(self, row: int, request: _Request) -> Tensor:
         prompt = torch.tensor(request.prompt, device=self._device)
