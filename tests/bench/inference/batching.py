@@ -50,7 +50,7 @@ def main() -> None:
             harness.spread([one.audio_seconds_per_second for one in side]),
             harness.spread([one.ttfa_seconds.p95 or 0 for one in side]),
             harness.spread([one.rtf.p95 or 0 for one in side]),
-            str(sum(one.requests - one.good for one in side)),
+            harness.failures(side),
         )
         for size, side in (("1", single), (f"{default}, the default", batched))
     ]

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,6 +121,13 @@ def run(*parts: tuple[Load, Awaitable[Run]]) -> list[Run]:
 def closed(load: Load, clients: int, limit: Limit, objective: float = 1.0, format: str = "pcm") -> Summary:
     [result] = run((load, load.closed(clients, limit)))
     return summarise(result, format, objective)
+
+
+def failures(summaries: Sequence[Summary]) -> str:
+    """How many requests failed, and with what."""
+    count = sum((Counter(one.statuses) + Counter(one.errors) for one in summaries), Counter[str]())
+    count.subtract({"200": sum(one.good + one.errors.get("not_audio", 0) for one in summaries)})
+    return ", ".join(f"{name} x {number}" for name, number in sorted(count.items()) if number) or "none"
 
 
 def ms(seconds: float | None) -> str:

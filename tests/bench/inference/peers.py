@@ -108,7 +108,7 @@ def main() -> None:
                 harness.spread([one.audio_seconds_per_second for one in ours], ".1f"),
                 *(harness.spread(wait, ".0f") for wait in waits),
                 str(sum(one.underruns for one in ours)),
-                str(sum(one.requests - one.good for one in ours)),
+                harness.failures(ours),
             ))  # fmt: skip
             if statistics.median(ratios) < 1:
                 behind.append(f"{name} in answers/s at {level}")

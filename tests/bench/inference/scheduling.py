@@ -36,7 +36,7 @@ def main() -> None:
             harness.spread([value * 1000 for value in p50], ".0f"),
             harness.spread([value * 1000 for value in p95], ".0f"),
             harness.spread([beside / without for beside, without in zip(p95, alone, strict=True)], ".1f"),
-            str(sum(one.requests - one.good for one in short)),
+            harness.failures(short),
             harness.spread([one[1].rtf.p50 or 0 for one in result]) if count else "-",
             str(sum(one[1].underruns for one in result)) if count else "-",
         ))  # fmt: skip
