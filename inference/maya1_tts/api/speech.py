@@ -96,7 +96,8 @@ def speech_routes(service: Service) -> APIRouter:
         spoken = listener.speech
         try:
             # The headers wait for the first sound, so that whatever fails before it is a real HTTP error.
-            await _unless_gone(request, spoken.begun())
+            if spoken.complete is None:  # a hit out of memory is there at once
+                await _unless_gone(request, spoken.begun())
             ttfa = record.ttfa = time.perf_counter() - begin
             service.metrics.ttfa.labels(listener.cache).observe(ttfa, tracing.exemplar())
             headers = {
@@ -117,7 +118,9 @@ def speech_routes(service: Service) -> APIRouter:
                 audible = measured(spoken.stream(), spoken, service.metrics)
                 stream = _left_after(audible, studio, listener)
                 return StreamingResponse(stream, headers=headers, media_type=media_type)
-            complete = await _unless_gone(request, spoken.whole())
+            if spoken.complete is None:
+                await _unless_gone(request, spoken.whole())
+            complete = await spoken.whole()
             headers["X-Audio-Duration-Seconds"] = f"{spoken.seconds:.3f}"
             headers["X-TTFA-Seconds"] = f"{ttfa:.4f}"
             headers["X-RTF"] = f"{spoken.busy_seconds / spoken.seconds:.4f}"
