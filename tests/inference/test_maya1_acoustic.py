@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import wait_for
+from maya1_tts.engines.maya1 import transformers_model
 from maya1_tts.engines.maya1.acoustic import Sampling
 from maya1_tts.engines.maya1.tokens import AUDIO_END, CODES, FIRST_CODE
 from maya1_tts.engines.maya1.transformers_model import Rows, TransformersModel
@@ -81,6 +82,16 @@ def test_a_request_gets_the_same_tokens_alone_and_in_any_company(
     assert max(steps.rows[before:]) == 6
     assert asyncio.run(together([5, 3, 1], 9)) == [alone[5], alone[3], alone[1]]
     assert len({tuple(tokens) for tokens in alone}) == 6
+
+
+def test_rows_that_idle_beside_others_never_fill_up(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_model, "CONTEXT_TOKENS", 192)  # soon full, if idle rows filled up
+    model = TransformersModel(model_dir / "maya1" / "model", "cpu", 1, True, False, lambda rows: None)
+    try:
+        for number in range(4):
+            assert len(asyncio.run(speak(model, number, sampling(number, 105, 105)))) == 105
+    finally:
+        model.close()
 
 
 def test_seeds_and_sampling_decide(model: TransformersModel) -> None:

@@ -76,6 +76,7 @@ class Rows:
         self.last = torch.zeros(rows, dtype=torch.int64, device=device)  # the token that comes next as input
         self.length = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens in the cache
         self.count = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens drawn
+        self._busy = torch.zeros(rows, dtype=torch.int64, device=device)  # 1 for a row with a request
         self._seen = torch.zeros((rows, VOCABULARY), dtype=torch.bool, device=device)
         self._chance = torch.zeros((rows, CONTEXT_TOKENS), device=device)
         self._min_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -96,11 +97,13 @@ class Rows:
         self._penalty[row] = sampling.repetition_penalty
         self.length[row] = len(prompt)
         self.count[row] = 0
+        self._busy[row] = 1
 
     def leave(self, row: int) -> None:
-        """An idle row attends to its first position only."""
+        """An idle row attends to its first position only, however long it is computed beside others."""
         self.length[row] = 0
         self.count[row] = 0
+        self._busy[row] = 0
 
     def sample(self, logits: Tensor, rows: slice) -> Tensor:
         """Draw one token for each of the rows. logits: [B, VOCABULARY]. Changes nothing.
@@ -136,7 +139,11 @@ class Rows:
         """These tokens were drawn."""
         self.last[rows] = tokens
         self._seen[rows].scatter_(1, tokens.unsqueeze(1), True)
-        self.count[rows] += 1
+        self.count[rows] += self._busy[rows]
+
+    def cached(self, rows: slice) -> None:
+        """The token that came last is in the cache."""
+        self.length[rows] += self._busy[rows]
 
 
 class _Request:
@@ -285,7 +292,7 @@ class TransformersModel:
                 )
                 self._out_of_memory(youngest)
                 continue
-            self._rows.length[rows] += 1
+            self._rows.cached(rows)
             self._take(rows, tokens)
             return
 
