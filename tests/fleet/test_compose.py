@@ -32,12 +32,16 @@ PLAY = """
         inference_jwks_file: /tmp/jwks.json
         inference_gpu: {gpu}
         inference_engine: {engine}
+        inference_grpc_port: {grpc_port}
 """
 
 
-def rendered(folder: Path, gpu: bool, engine: str = "onnx_voice") -> dict[str, Any]:
+def rendered(
+    folder: Path, gpu: bool = False, engine: str = "onnx_voice", grpc_port: int = 0
+) -> dict[str, Any]:
     out, play = folder / "compose.yml", folder / "play.yml"
-    play.write_text(PLAY.format(project=PROJECT, out=out, gpu=str(gpu).lower(), engine=engine))
+    variables = {"gpu": str(gpu).lower(), "engine": engine, "grpc_port": grpc_port}
+    play.write_text(PLAY.format(project=PROJECT, out=out, **variables))
     environment = os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
     command = [str(PROJECT / ".venv/bin/ansible-playbook"), "-i", "localhost,", str(play)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -69,3 +73,13 @@ def test_the_sandbox_is_the_same_either_way(tmp_path: Path, gpu: bool) -> None:
 def test_only_the_engine_that_compiles_kernels_may_run_what_lies_in_tmp(tmp_path: Path) -> None:
     assert rendered(tmp_path, gpu=True)["tmpfs"] == ["/tmp"]
     assert rendered(tmp_path, gpu=True, engine="maya1")["tmpfs"] == ["/tmp:exec"]
+
+
+def test_grpc_is_published_on_loopback_with_the_certificate_it_needs_in_production(tmp_path: Path) -> None:
+    service = rendered(tmp_path, grpc_port=9443)
+    port = service["environment"]["MAYA1_TTS_GRPC_PORT"]
+    assert service["ports"] == ["127.0.0.1:8000:8000", f"127.0.0.1:9443:{port}"]
+    mounted = {volume.split(":")[1] for volume in service["volumes"]}
+    for name in ("CERT", "KEY"):
+        assert service["environment"][f"MAYA1_TTS_GRPC_TLS_{name}_FILE"] in mounted
+    assert "MAYA1_TTS_GRPC_PORT" not in rendered(tmp_path)["environment"]
