@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from maya1_tts.audio import PEAK, FloatArray
@@ -14,6 +16,7 @@ from maya1_tts.config import Settings
 from maya1_tts.engine import Delivery, Segment
 from maya1_tts.engines import load_engine
 from maya1_tts.engines.maya1.acoustic import Sampling
+from maya1_tts.engines.maya1.codec import _fold
 from maya1_tts.engines.maya1.engine import Maya1Engine
 from maya1_tts.engines.maya1.runaway import LoopDetector
 from maya1_tts.engines.maya1.tokens import AUDIO_END, CODES, FIRST_CODE, FRAME_SAMPLES, FrameReader
@@ -21,6 +24,7 @@ from maya1_tts.engines.maya1.vocoder import OnnxVocoder, TorchVocoder, Vocoder, 
 from maya1_tts.engines.onnx_session import CPU
 from maya1_tts.errors import ApiError, ConfigError
 from maya1_tts.metrics import Metrics
+from snac import SNAC
 
 HELLO = Segment("Hello there.", 0.15, 1.0)
 
@@ -95,6 +99,20 @@ def test_the_first_sound_needs_four_frames_and_later_windows_seven() -> None:
     assert sizes == [0, 0, 0, 4, 5, 6, 7, 7, 7]
 
 
+def test_a_compiled_vocoder_speaks_as_the_plain_one(
+    vocoder: TorchVocoder, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model_dir / "maya1" / "snac"
+    # Traced for real, but run by torch itself: the default backend calls a C++ compiler for a minute.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    fast = TorchVocoder(folder, "cpu", compile=True)
+    frames = np.array([random_frames(9)], dtype=np.int64)
+    assert np.abs(fast.decode(frames) - vocoder.decode(frames)).max() < 1e-5
+    monkeypatch.setattr(torch, "compile", lambda decoder, **_: lambda *codes: decoder(*codes) * 0.9)
+    with pytest.raises(ConfigError, match="compiled samples differ by"):
+        TorchVocoder(folder, "cpu", compile=True)
+
+
 def test_an_exported_vocoder_speaks_as_the_torch_one(vocoder: TorchVocoder, tmp_path: Path) -> None:
     codes = tuple(torch.zeros((1, 5 * k), dtype=torch.int64) for k in (1, 2, 4))
     names = [f"audio_codes.{level}" for level in range(3)]
@@ -111,6 +129,37 @@ def test_an_exported_vocoder_speaks_as_the_torch_one(vocoder: TorchVocoder, tmp_
     exported = OnnxVocoder(tmp_path, CPU, threads=1, max_batch=8, max_frames=7)
     batch = np.array([random_frames(7, seed) for seed in range(3)], dtype=np.int64)
     assert np.abs(exported.decode(batch) - vocoder.decode(batch)).max() < 1e-5
+
+
+def test_a_graph_that_draws_its_noise_speaks_as_the_torch_one(model_dir: Path, tmp_path: Path) -> None:
+    """SNAC as the package has it, exported: what public files look like."""
+
+    class Plain(torch.nn.Module):
+        def __init__(self, snac: SNAC) -> None:
+            super().__init__()
+            self.snac = snac
+
+        def forward(self, *codes: torch.Tensor) -> torch.Tensor:
+            return self.snac.decode(list(codes))
+
+    folder = model_dir / "maya1" / "snac"
+    names = [f"audio_codes.{level}" for level in range(3)]
+    plain = Plain(SNAC.from_pretrained(str(folder)))
+    _fold(plain)  # SNAC's scripted Snake cannot be exported by this PyTorch
+    torch.onnx.export(
+        plain,
+        tuple(torch.zeros((1, 5 * k), dtype=torch.int64) for k in (1, 2, 4)),
+        str(tmp_path / "decoder_model.onnx"),
+        input_names=names,
+        output_names=["audio_values"],
+        dynamic_axes={name: {0: "batch", 1: f"n{level}"} for level, name in enumerate(names)},
+        dynamo=False,
+    )
+    kinds = [node.op_type for node in onnx.load(tmp_path / "decoder_model.onnx").graph.node]
+    assert kinds.count("RandomNormalLike") == 4
+    public = OnnxVocoder(tmp_path, CPU, threads=1, max_batch=8, max_frames=7)
+    frames = np.array([random_frames(5, seed) for seed in range(2)], dtype=np.int64)
+    assert np.abs(public.decode(frames) - TorchVocoder(folder, "cpu").decode(frames)).max() < 1e-5
 
 
 def test_an_exported_vocoder_that_draws_noise_is_refused(tmp_path: Path) -> None:

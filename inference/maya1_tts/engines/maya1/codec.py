@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from snac import SNAC
 from snac.layers import DecoderBlock, NoiseBlock, Snake1d
 from snac.vq import VectorQuantize
@@ -65,11 +66,8 @@ class SnacDecoder(nn.Module):
         self.layers = snac.decoder.model
         _fold(self)
         self.upsampling = [int(rate) for rate in snac.decoder_rates]
-        random = np.random.default_rng(0)
-        longest = snac.vq_strides[0] * int(np.prod(self.upsampling))
-        noise = random.standard_normal(NOISE_PLACES + longest).astype(np.float32)
+        noise, spread = fixed_noise(self.upsampling)
         self.register_buffer("noise", torch.from_numpy(noise), persistent=False)
-        spread = random.integers(1, NOISE_PLACES, SLOTS + len(self.upsampling))
         self.register_buffer("spread", torch.from_numpy(spread), persistent=False)
 
     def forward(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
@@ -107,6 +105,14 @@ class SnacDecoder(nn.Module):
         # Not reshape(B, 1, -1), of which PyTorch's exporter to ONNX makes a wrong constant.
         noise: Tensor = self.noise[index].flatten(1).unsqueeze(1)
         return noise
+
+
+def fixed_noise(upsampling: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The table of noise, [NOISE_PLACES + longest read], and what to multiply a frame's codes and add."""
+    random = np.random.default_rng(0)
+    longest = 4 * int(np.prod(upsampling))
+    noise = random.standard_normal(NOISE_PLACES + longest).astype(np.float32)
+    return noise, random.integers(1, NOISE_PLACES, SLOTS + len(upsampling))
 
 
 def _fold(module: nn.Module) -> None:

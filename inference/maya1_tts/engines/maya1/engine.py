@@ -59,7 +59,7 @@ class Maya1Engine:
             largest = settings.maya1_hop_frames + 2 * CONTEXT
             vocoder = OnnxVocoder(folder.snac, target, settings.threads, VOCODER_BATCH, largest)
         else:
-            vocoder = TorchVocoder(folder.snac, device)
+            vocoder = TorchVocoder(folder.snac, device, settings.maya1_compile)
         self._acoustic = self._load_acoustic(settings, folder.model, device)
         self._vocoder = VocoderStage(vocoder, VOCODER_BATCH, metrics.vocoder_batch.observe)
         revision = self._revision(settings, folder.revision, vocoder, device)

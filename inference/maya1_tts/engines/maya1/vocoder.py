@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from maya1_tts.audio import FloatArray
-from maya1_tts.engines.maya1.codec import load_decoder
+from maya1_tts.engines.maya1.codec import SnacDecoder, load_decoder
 from maya1_tts.engines.maya1.failures import out_of_memory
-from maya1_tts.engines.maya1.tokens import FRAME_SAMPLES, Frame
+from maya1_tts.engines.maya1.public_graph import fix_noise
+from maya1_tts.engines.maya1.tokens import CODES, FRAME_SAMPLES, Frame
 from maya1_tts.engines.onnx_session import Profile, Target, open_session
 from maya1_tts.errors import ConfigError
 
@@ -29,6 +30,8 @@ Frames = NDArray[np.int64]
 
 # A frame's codes by codebook, as SNAC counts them: 1, 2 and 4 of them. Source: maya1's unpack_snac_from_7.
 LEVELS = ([0], [1, 4], [2, 3, 5, 6])
+
+COMPILED_TOLERANCE = 1e-3  # -60 dBFS; float32 alone comes to 1e-6, TF32 on a GPU to more
 
 # The decoder's receptive field is 10 of its finest latents to each side, and a frame has 4: three frames of
 # context on each side give exactly the samples of the whole.
@@ -56,12 +59,12 @@ def _one_by_one(decode: Callable[[Frames], FloatArray], frames: Frames) -> Float
 
 
 class TorchVocoder:
-    name = "torch"
-
-    def __init__(self, folder: Path, device: str) -> None:
-        """Raises ConfigError when the folder holds no SNAC at 24 kHz."""
+    def __init__(self, folder: Path, device: str, compile: bool = False) -> None:
+        """Raises ConfigError when the folder holds no SNAC at 24 kHz, or when compiled it says otherwise."""
+        self.name = "torch compiled" if compile else "torch"
         self._device = torch.device(device)
-        self._decoder = load_decoder(folder).to(self._device)
+        decoder = load_decoder(folder).to(self._device)
+        self._decoder: Callable[..., torch.Tensor] = compiled(decoder, self._device) if compile else decoder
 
     def decode(self, frames: Frames) -> FloatArray:
         return _one_by_one(self._decode, frames) if self._device.type == "cpu" else self._decode(frames)
@@ -71,6 +74,31 @@ class TorchVocoder:
         codes = (torch.from_numpy(level).to(self._device) for level in _levels(frames))
         samples: FloatArray = self._decoder(*codes).squeeze(1).cpu().numpy()
         return samples
+
+
+@torch.inference_mode()
+def compiled(decoder: SnacDecoder, device: torch.device) -> Callable[..., torch.Tensor]:
+    """The decoder through torch.compile, for any batch and length, which takes seconds to minutes.
+
+    Raises ConfigError when a compiler is missing, or when its samples are not those of the plain decoder.
+    """
+    fast = torch.compile(decoder, dynamic=True)
+    random = torch.Generator().manual_seed(0)
+    for batch, frames in ((1, 4), (1, 7), (2, 7)):
+        codes = [torch.randint(0, CODES, (batch, frames << k), generator=random).to(device) for k in range(3)]
+        try:
+            difference = float((fast(*codes) - decoder(*codes)).abs().max())
+        except Exception as error:
+            raise ConfigError(
+                f"MAYA1_TTS_MAYA1_COMPILE=true: torch.compile failed: {str(error)[:200]}; "
+                "allowed: 'false', or an image with a C compiler."
+            ) from None
+        if not difference <= COMPILED_TOLERANCE:
+            raise ConfigError(
+                f"MAYA1_TTS_MAYA1_COMPILE=true: compiled samples differ by {difference:.2g} of full scale; "
+                f"allowed: {COMPILED_TOLERANCE}. Set it to 'false'."
+            )
+    return fast
 
 
 class OnnxVocoder:
@@ -90,10 +118,12 @@ class OnnxVocoder:
             for batch, frames in ((1, 1), (min(8, max_batch), max_frames), (max_batch, max_frames))
         ]
         try:
-            nodes = onnx.load(path, load_external_data=False).graph.node
-            if any(node.op_type.startswith("Random") for node in nodes):
-                raise ValueError("it draws new noise in each run, so equal requests would not sound equal")
-            self._session = open_session(str(path), target, threads, Profile(*shapes))
+            model = onnx.load(path, load_external_data=False)
+            graph: bytes | str = str(path)  # by its path, since it may have an engine or weights beside it
+            if any(node.op_type.startswith("Random") for node in model.graph.node):
+                fix_noise(model)
+                graph = model.SerializeToString()
+            self._session = open_session(graph, target, threads, Profile(*shapes))
             names = [node.name for node in self._session.get_inputs()]
             if names != list(shapes[0]):
                 raise ValueError(f"its inputs are {names}")
