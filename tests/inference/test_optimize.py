@@ -18,6 +18,7 @@ from maya1_tts.engines.maya1.tiny import make_tiny_model
 from maya1_tts.engines.onnx_session import Profile
 from maya1_tts.engines.onnx_voice import JOE, OnnxVoiceEngine
 from maya1_tts.optimize.export import export_decoder, torch_render
+from maya1_tts.optimize.graph import decides_lengths, name_nodes, quantisable
 from maya1_tts.optimize.judge import Bounds, write_if_good
 from maya1_tts.optimize.quality import compare, log_mel_distance_db, snr_db
 from maya1_tts.optimize.subject import SNAC_INPUTS, snac_feed, snac_subject
@@ -192,9 +193,7 @@ def test_a_smaller_voice_keeps_its_timing_and_is_understood(
     engine.close()
 
 
-def test_8_bits_stay_away_from_the_timing_and_from_the_waveform(tmp_path: Path, lines: Path) -> None:
-    from maya1_tts.optimize.graph import decides_lengths, name_nodes, quantisable
-
+def test_8_bits_stay_away_from_the_timing_and_from_the_waveform() -> None:
     model = onnx.load(JOE)
     name_nodes(model)
     chosen = quantisable(model, ("/flow/",))

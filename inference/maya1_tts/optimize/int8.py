@@ -4,7 +4,6 @@ Dynamic quantisation is not offered: it is meant for matrix products with consta
 Piper voice nor SNAC's decoder has one. A Maya1 checkpoint is quantised by the tools of vLLM, not here.
 """
 
-import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +38,6 @@ def to_int8(
             return next(self._feeds, None)
 
     onnxruntime.set_seed(0)  # a graph that draws noise draws the same in each calibration
-    logging.getLogger().setLevel(logging.ERROR)  # the library warns of each node it leaves alone
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         # Constants are folded and shapes inferred. Symbolic shapes, which it would also try, are for
