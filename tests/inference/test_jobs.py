@@ -69,9 +69,11 @@ def gate(redis: Redis) -> Iterator[Running]:
 
 
 def opened(redis: Redis) -> Running:
-    bounds = {"jobs_per_subject": 3, "queue_limit": 2}
-    running = Running(redis_url=redis.url, model_aliases="tts-1", **bounds)
-    return running.get_ready()
+    return loading(redis).get_ready()
+
+
+def loading(redis: Redis) -> Running:
+    return Running(redis_url=redis.url, model_aliases="tts-1", jobs_per_subject=3, queue_limit=2)
 
 
 def words(text: str, **changed: Any) -> dict[str, Any]:
@@ -198,10 +200,11 @@ def test_a_process_that_stops_hands_its_jobs_on(redis: Redis) -> None:
     finally:
         leaving.stop(unfinished=True)
     assert leaving.engine.spoken[3:] == []
-    staying = opened(redis)
+    staying = loading(redis)
     try:
-        staying.engine.permits.release(2)
         subject.http.base_url = str(staying.http.base_url)
+        assert subject.job(id)["status"] == "queued"  # given back, not left to a lease that runs out
+        staying.get_ready().engine.permits.release(2)
         subject.until(id, "succeeded")
         assert staying.engine.spoken[3:] == ["one", "two"]
     finally:

@@ -216,7 +216,7 @@ def test_a_client_that_writes_faster_than_it_is_spoken_has_to_wait(gate: Running
         nonlocal sent
         with contextlib.suppress(ConnectionClosed):
             for _ in range(2000):
-                session.send(type="text", text="word.\n" * 5000)
+                session.send(type="text", text="word " * 7000)
                 sent += 1
 
     with talk(str(gate.http.base_url), close_timeout=0) as session:
