@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import logging
 import time
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
@@ -204,6 +205,11 @@ class Speech:
             self._changed.notify_all()
 
 
+def _let_go(error: BaseException) -> None:
+    """Free audio and encoder at once, which the error's stack would keep until a garbage collection."""
+    traceback.clear_frames(error.__traceback__)
+
+
 @dataclass(frozen=True, eq=False)
 class Listener:
     """One request's share in a speech."""
@@ -308,7 +314,11 @@ class Studio:
     async def _carry_out(self, speech: Speech) -> None:
         try:
             await self._find_or_make(speech)
+        except asyncio.CancelledError as error:
+            _let_go(error)
+            raise
         except ApiError as error:
+            _let_go(error)
             await speech.fail(error)
         except Exception:
             log.exception("synthesis failed")
