@@ -2,7 +2,8 @@
 
 A synthesis is admitted with a ticket, and then takes a lane of the engine for each of its segments in turn.
 Lanes go
-  1. to real-time syntheses before batch ones, which also never hold more than three lanes in four;
+  1. to real-time syntheses before batch ones, which only take lanes that no real-time one can want soon, and
+     never more than three in four;
   2. among tenants, to the one that has been spoken for least, in seconds of audio since it became busy;
   3. within a tenant, to the listener who would be the first to hear silence.
 Nothing is preempted: who waits at the head waits at most for the end of a segment.
@@ -156,6 +157,7 @@ class Admission:
         self._tickets.remove(ticket)
         if not any(other.tenant == ticket.tenant for other in self._tickets):
             del self._served[ticket.tenant]
+        self._next()
 
     @contextlib.asynccontextmanager
     async def lane(self, ticket: Ticket, seconds: float) -> AsyncIterator[None]:
@@ -211,7 +213,10 @@ class Admission:
     def _next(self) -> None:
         """Give free lanes away."""
         while self._active < self.lanes and self._waiting:
-            batch_may = self._active_batch < max(1, self.lanes - math.ceil(self.lanes / 4))
+            # A real-time synthesis between two of its segments waits for nothing, but is about to.
+            realtime = sum(ticket.realtime for ticket in self._tickets)
+            most = min(max(1, self.lanes - math.ceil(self.lanes / 4)), self.lanes - realtime)
+            batch_may = self._active_batch < most
             candidates = [
                 one
                 for one in self._waiting

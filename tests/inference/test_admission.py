@@ -28,16 +28,20 @@ class Hall:
         return self.admission.admit(Claim(tenant, "batch" if batch else "realtime", deadline), estimate)
 
     async def wants(
-        self, name: str, ticket: Ticket, segments: int = 1, seconds: float = 1
+        self, name: str, ticket: Ticket, segments: int = 1, seconds: float = 1, last: bool = True
     ) -> asyncio.Task[None]:
-        """Let the ticket's segments wait for lanes."""
+        """Let the ticket's segments wait for lanes. last: no more will come of it."""
 
         async def speak() -> None:
-            for number in range(1, segments + 1):
-                async with self.admission.lane(ticket, seconds):
-                    spoken = asyncio.Event()
-                    self.speaking.append((f"{name}{number}" if segments > 1 else name, ticket, spoken))
-                    await spoken.wait()
+            try:
+                for number in range(1, segments + 1):
+                    async with self.admission.lane(ticket, seconds):
+                        spoken = asyncio.Event()
+                        self.speaking.append((f"{name}{number}" if segments > 1 else name, ticket, spoken))
+                        await spoken.wait()
+            finally:
+                if last:
+                    self.admission.leave(ticket)
 
         self.tasks.append(asyncio.create_task(speak()))
         await settle()
@@ -61,7 +65,6 @@ class Hall:
         ticket = self.ticket()
         await self.wants("warm-up", ticket)
         await self.finish(seconds=1, took=rtf)
-        self.admission.leave(ticket)
         self.spoken.clear()
 
 
@@ -96,6 +99,18 @@ async def test_real_time_goes_before_batch() -> None:
     await hall.wants("batch", hall.ticket(batch=True))
     await hall.wants("realtime", hall.ticket())
     assert await hall.finish_all() == ["first", "realtime", "batch"]
+
+
+@run
+async def test_batch_does_not_slip_in_between_two_segments() -> None:
+    hall = Hall()
+    realtime = hall.ticket()
+    await hall.wants("one", realtime, last=False)
+    await hall.wants("batch", hall.ticket(batch=True))
+    await hall.finish()
+    assert not hall.speaking
+    await hall.wants("two", realtime)
+    assert await hall.finish_all() == ["one", "two", "batch"]
 
 
 @run
