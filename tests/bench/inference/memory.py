@@ -3,8 +3,8 @@
     .venv-inference/bin/python tests/bench/inference/memory.py [REQUESTS]
 
 The allocator is set as in the image (MALLOC_ARENA_MAX=2, see inference/Dockerfile).
-Texts are short and all different, and there is no cache: each one is spoken by engine onnx_voice. Formats take
-turns, every third request is streamed, and every tenth is left by its client after the first of three sentences.
+Texts are short and all different, and there is no cache: engine onnx_voice speaks each one. Formats take
+turns, every third request is streamed, and every tenth is left by its client after the first sentence.
 """
 
 import os
