@@ -391,7 +391,7 @@ def test_bad_settings(tmp_path: Path, secret_file: Path, monkeypatch: pytest.Mon
             for name, value in settings.items():
                 patch.setenv(f"MAYA1_TTS_{name}", str(value))
             with pytest.raises(ConfigError, match=message):
-                GrpcServer(InProcess(load_settings(), lambda settings: Gate()))
+                GrpcServer(InProcess(load_settings(), lambda settings, metrics: Gate()))
 
 
 def test_a_port_that_is_taken(secret_file: Path) -> None:

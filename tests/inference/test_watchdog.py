@@ -44,7 +44,7 @@ class Unreliable(Gate):
             yield block
 
 setup_logging("info")
-Server(Service(load_settings(), lambda settings: Unreliable(lanes=2))).run()
+Server(Service(load_settings(), lambda settings, metrics: Unreliable(lanes=2))).run()
 """
 
 

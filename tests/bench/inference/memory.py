@@ -53,7 +53,7 @@ def rss_mib(pid: int) -> float:
 def main() -> None:
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     with tempfile.TemporaryDirectory() as folder:
-        service = Service(Path(folder), ENVIRONMENT="development", AUTH="none")
+        service = Service(Path(folder), ENVIRONMENT="development", AUTH="none", CACHE_MEMORY_BYTES=0)
         try:
             service.wait_until_ready()
             print("| requests | RSS, MiB |\n|---|---|")
