@@ -4,28 +4,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 # 0.2 s is the objective: an edge lies on it, and more lie around it than elsewhere.
 TTFA_BUCKETS = (
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.15,
-    0.175,
-    0.2,
-    0.225,
-    0.25,
-    0.3,
-    0.5,
-    0.75,
-    1,
-    1.5,
-    2.5,
-    5,
-    10,
-)
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.175, 0.2, 0.225, 0.25, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10
+)  # fmt: skip
 GAP_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2.5, 5, 10)
 RTF_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5)
 QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30)
+WAIT_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 CACHE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -150,6 +134,10 @@ class Metrics:
         self.vocoder_batch = Histogram(
             "maya1_tts_vocoder_batch_size", "Windows that the vocoder decoded together.",
             buckets=BATCH_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.vocoder_wait = Histogram(
+            "maya1_tts_vocoder_wait_seconds", "Time that the first window of a batch waited.",
+            buckets=WAIT_BUCKETS, registry=registry,
         )  # fmt: skip
         self.token_resyncs = Counter(
             "maya1_tts_token_resyncs", "Times that audio tokens were out of step and a frame was lost.",

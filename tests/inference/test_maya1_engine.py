@@ -209,7 +209,7 @@ def decode_all(stage: VocoderStage, streams: Sequence[list[tuple[int, ...]]]) ->
 
 def test_windows_of_all_streams_are_decoded_together(vocoder: TorchVocoder) -> None:
     sizes: list[int] = []
-    stage = VocoderStage(vocoder, 4, sizes.append)
+    stage = VocoderStage(vocoder, 4, lambda windows, waited: sizes.append(windows))
     streams = [random_frames(3, seed) for seed in range(6)] + [random_frames(2, 9)]
     made = decode_all(stage, streams)
     stage.close()
@@ -222,7 +222,7 @@ def test_windows_of_all_streams_are_decoded_together(vocoder: TorchVocoder) -> N
 def test_a_full_gpu_decodes_smaller_batches_and_refuses_only_what_never_fits(vocoder: TorchVocoder) -> None:
     sizes: list[int] = []
     full = FullGpu(vocoder, room=2)
-    stage = VocoderStage(full, 8, sizes.append)
+    stage = VocoderStage(full, 8, lambda windows, waited: sizes.append(windows))
     streams = [random_frames(3, seed) for seed in range(5)]
     made = decode_all(stage, streams)
     assert all(isinstance(samples, np.ndarray) for samples in made)
@@ -270,6 +270,7 @@ def test_speech_comes_in_pieces_and_equal_requests_are_equal(engine: Maya1Engine
     )
     assert value(metrics, "acoustic_tokens_total") > 100
     assert value(metrics, "vocoder_batch_size_sum") > value(metrics, "vocoder_batch_size_count") > 0
+    assert value(metrics, "vocoder_wait_seconds_count") == value(metrics, "vocoder_batch_size_count")
 
 
 def test_description_voice_and_sampling_change_the_speech(engine: Maya1Engine) -> None:

@@ -61,7 +61,7 @@ class Maya1Engine:
         else:
             vocoder = TorchVocoder(folder.snac, device, settings.maya1_compile)
         self._acoustic = self._load_acoustic(settings, folder.model, device)
-        self._vocoder = VocoderStage(vocoder, VOCODER_BATCH, metrics.vocoder_batch.observe)
+        self._vocoder = VocoderStage(vocoder, VOCODER_BATCH, self._decoded)
         revision = self._revision(settings, folder.revision, vocoder, device)
         self.voices: Mapping[str, Voice] = {
             id: Voice(id, preset.name, "en", SAMPLE_RATE, revision) for id, preset in PRESETS.items()
@@ -180,6 +180,10 @@ class Maya1Engine:
             if reader.resyncs:
                 self._metrics.token_resyncs.inc(reader.resyncs)
                 log.warning("tokens out of step", extra={"fields": {"resyncs": reader.resyncs}})
+
+    def _decoded(self, windows: int, waited: float) -> None:
+        self._metrics.vocoder_batch.observe(windows)
+        self._metrics.vocoder_wait.observe(waited)
 
     def _runaway(self, reason: str, frames: int) -> None:
         self._metrics.runaways.labels(reason).inc()

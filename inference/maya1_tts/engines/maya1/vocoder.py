@@ -6,9 +6,10 @@ The acoustic model knows nothing of it; either can be changed without the other.
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -191,7 +192,8 @@ class Windows:
 @dataclass(frozen=True, eq=False)
 class _Job:
     frames: Frames
-    samples: "Future[FloatArray]"
+    samples: "Future[FloatArray]" = field(default_factory=Future)
+    arrived: float = field(default_factory=time.perf_counter)
 
 
 class VocoderStage:
@@ -203,7 +205,8 @@ class VocoderStage:
 
     WAIT_SECONDS = 0.003
 
-    def __init__(self, vocoder: Vocoder, max_batch: int, on_batch: Callable[[int], None]) -> None:
+    def __init__(self, vocoder: Vocoder, max_batch: int, on_batch: Callable[[int, float], None]) -> None:
+        """on_batch: told how many windows were decoded together, and how long the first waited."""
         self._vocoder, self._max_batch, self._on_batch = vocoder, max_batch, on_batch
         self._jobs: list[_Job] = []
         self._open = 0
@@ -226,7 +229,7 @@ class VocoderStage:
 
     async def decode(self, window: Window) -> FloatArray:
         """The samples of the frames to keep. Raises ApiError `out_of_memory`."""
-        job = _Job(window.frames, Future())
+        job = _Job(window.frames)
         with self._changed:
             self._jobs.append(job)
             self._changed.notify()
@@ -243,7 +246,8 @@ class VocoderStage:
         while batch := self._next_batch():
             running = [job for job in batch if job.samples.set_running_or_notify_cancel()]
             if running:
-                self._decode(running)
+                waited = time.perf_counter() - running[0].arrived
+                self._decode(running, waited)
 
     def _next_batch(self) -> list[_Job]:
         with self._changed:
@@ -260,7 +264,7 @@ class VocoderStage:
             self._jobs = [job for job in self._jobs if job not in batch]
             return batch
 
-    def _decode(self, batch: list[_Job]) -> None:
+    def _decode(self, batch: list[_Job], waited: float) -> None:
         try:
             samples = self._vocoder.decode(np.stack([job.frames for job in batch]))
         except torch.OutOfMemoryError:
@@ -269,12 +273,12 @@ class VocoderStage:
                 batch[0].samples.set_exception(out_of_memory())
                 return
             middle = len(batch) // 2
-            self._decode(batch[:middle])
-            self._decode(batch[middle:])
+            self._decode(batch[:middle], waited)
+            self._decode(batch[middle:], waited)
         except Exception as error:
             for job in batch:
                 job.samples.set_exception(error)
         else:
-            self._on_batch(len(batch))
+            self._on_batch(len(batch), waited)
             for job, row in zip(batch, samples, strict=True):
                 job.samples.set_result(row)
