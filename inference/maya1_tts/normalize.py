@@ -374,6 +374,16 @@ _LATIN = str.maketrans(
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+")
 
 
+def nothing_to_speak(text: str) -> ApiError:
+    """For a text that has no words left when it has been normalised."""
+    return ApiError(
+        400,
+        "empty_input",
+        f"'input' is {shown(text)}, in which nothing can be spoken; allowed: text with words.",
+        "input",
+    )
+
+
 def paragraphs(text: str) -> list[list[str]]:
     """Sentences, grouped by line. Normalised text has no dots but full stops, so a simple rule is right."""
     lines = (line.strip() for line in text.split("\n"))

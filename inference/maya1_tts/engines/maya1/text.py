@@ -7,7 +7,7 @@ import re
 from maya1_tts.engine import Segment
 from maya1_tts.engines.maya1.tokens import SLOTS, TOKENS_PER_SECOND
 from maya1_tts.errors import ApiError, shown
-from maya1_tts.normalize import EMOTION_TAGS, clean, paragraphs, split_long, spoken_english
+from maya1_tts.normalize import EMOTION_TAGS, clean, nothing_to_speak, paragraphs, split_long, spoken_english
 
 # Maya1 was trained on clips of 1 to 14 s (model card), so sentences are joined up to this estimate.
 SEGMENT_SECONDS = 12.0
@@ -50,12 +50,7 @@ def segments(text: str) -> list[Segment]:
         if marked:
             pieces[-1] = (pieces[-1][0], PAUSE_PARAGRAPH)
     if not pieces:
-        raise ApiError(
-            400,
-            "empty_input",
-            f"'input' is {shown(text)}, in which nothing can be spoken; allowed: text with words.",
-            "input",
-        )
+        raise nothing_to_speak(text)
     pieces[-1] = (pieces[-1][0], 0.0)
     return [Segment(piece, pause, seconds(piece) + pause) for piece, pause in pieces]
 

@@ -16,6 +16,8 @@ CODES = 4096  # entries of each SNAC codebook
 SLOTS = 7  # tokens in a frame; the token in slot k has an id from FIRST_CODE + k * CODES
 FIRST_CODE = 128_266
 LAST_CODE = FIRST_CODE + SLOTS * CODES - 1
+# The slots of a frame by codebook, as SNAC counts them: 1, 2 and 4. Source: maya1's unpack_snac_from_7.
+LEVELS = ([0], [1, 4], [2, 3, 5, 6])
 
 SAMPLE_RATE = 24_000
 FRAME_SAMPLES = 2048

@@ -23,14 +23,11 @@ from maya1_tts.audio import FloatArray
 from maya1_tts.engines.maya1.codec import SnacDecoder, load_decoder
 from maya1_tts.engines.maya1.failures import out_of_memory
 from maya1_tts.engines.maya1.public_graph import fix_noise
-from maya1_tts.engines.maya1.tokens import CODES, FRAME_SAMPLES, Frame
+from maya1_tts.engines.maya1.tokens import CODES, FRAME_SAMPLES, LEVELS, Frame
 from maya1_tts.engines.onnx_session import Profile, Target, open_session
 from maya1_tts.errors import ConfigError
 
 Frames = NDArray[np.int64]
-
-# A frame's codes by codebook, as SNAC counts them: 1, 2 and 4 of them. Source: maya1's unpack_snac_from_7.
-LEVELS = ([0], [1, 4], [2, 3, 5, 6])
 
 COMPILED_TOLERANCE = 1e-3  # -60 dBFS; float32 alone comes to 1e-6, TF32 on a GPU to more
 
