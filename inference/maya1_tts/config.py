@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     queue_limit: int = Field(16, ge=0, le=10000)
     queue_seconds: float = Field(30, gt=0, le=3600)
     deadline_seconds: float = Field(30, gt=0, le=3600)
+    stream_deadline_seconds: float = Field(1, gt=0, le=3600)
     max_input_chars: int = Field(4096, ge=1, le=100_000)
     max_body_bytes: int = Field(65536, ge=1024, le=16_777_216)
     auth: Literal["jwt", "none"] = "jwt"
@@ -46,6 +47,7 @@ class Settings(BaseSettings):
     jwks_file: Path | None = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
+    gateway_secret_file: Path | None = None
     trusted_proxies: str = "127.0.0.1"
     budget_chars_per_minute: int = Field(0, ge=0, le=1_000_000_000)
     budget_audio_seconds_per_minute: float = Field(0, ge=0, le=1_000_000, allow_inf_nan=False)

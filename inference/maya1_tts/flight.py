@@ -6,7 +6,7 @@ from its beginning (XREAD), so whoever joins late has at once what has been made
 
     KEY:lease        the id of the flight under way; expires unless its leader renews it
     KEY:flight:ID    its stream: `audio` and `timing`, then `end`, `error` or `left`; expires
-    KEY:wanted:ID    there while anybody follows; expires unless they renew it
+    KEY:wanted:ID    there while anybody follows, how urgently; expires unless they renew it
 
 The order of the end is: `end` into the stream, the entry into the cache, the lease away. Who comes before
 finds the lease, who comes after finds the entry. A stream that nobody follows goes with the lease.
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from maya1_tts.admission import Priority
 from maya1_tts.cache import Seal
 from maya1_tts.engine import Timing
 from maya1_tts.errors import ApiError
@@ -51,10 +52,10 @@ if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return ARGV[1] 
 return redis.call('GET', KEYS[1])
 """
 _RENEW = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
-return redis.call('EXISTS', KEYS[3])
+return redis.call('GET', KEYS[3])
 """
 _RELEASE = """
 if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('DEL', KEYS[2]) end
@@ -103,7 +104,7 @@ class Flight:
         while self._redis.up:
             found: Any = None
             with self._redis.guard("flight"):
-                await self._redis.client.set(self._wanted, b"1", px=LEASE_MS)
+                await self._want(speech.claim.priority)
                 block = None if gone else int(BLOCK_SECONDS * 1000)
                 found = await self._redis.waiting.xread({self._stream: last}, block=block)
                 if not found and not gone:
@@ -125,6 +126,13 @@ class Flight:
                 await speech.add(Timing(**json.loads(bytes(data))) if kind == b"timing" else bytes(data))
         return False
 
+    async def _want(self, priority: Priority) -> None:
+        """Let the leader know that somebody follows. Who is not in a hurry leaves it to those who are."""
+        pipeline = self._redis.client.pipeline(transaction=False)
+        pipeline.set(self._wanted, priority, px=LEASE_MS, nx=priority == "batch")
+        pipeline.pexpire(self._wanted, LEASE_MS)
+        await pipeline.execute()
+
     def _name(self, kind: str, place: int) -> str:
         """What a record is sealed under: one that is missing makes the next one wrong."""
         return f"{self._stream}:{kind}:{place}"
@@ -138,7 +146,8 @@ class Lead(Flight):
 
     def __init__(self, redis: RedisTier, seal: Seal, key: str, id: str) -> None:
         super().__init__(redis, seal, key, id)
-        self.on_unwanted: Callable[[], None] = lambda: None  # called again and again while nobody follows
+        # Told again and again how urgently others want it; None: not at all.
+        self.on_wanted: Callable[[Priority | None], None] = lambda wanted: None
         self._keys = [self._lease, self._stream, self._wanted]
         self._outbox: asyncio.Queue[tuple[Kind, bytes]] = asyncio.Queue()
         self._alone = asyncio.Event()
@@ -180,7 +189,7 @@ class Lead(Flight):
         await self._sender
 
     def left_alone(self) -> None:
-        """The last listener in this process has gone: unless somebody follows, `on_unwanted` is called."""
+        """The last listener in this process has gone: unless somebody follows, `on_wanted` says so."""
         self._alone.set()
 
     async def _send(self) -> None:
@@ -202,12 +211,11 @@ class Lead(Flight):
                 async with asyncio.timeout(BEAT_SECONDS):
                     await self._alone.wait()
             self._alone.clear()
-            wanted: Any = 0
+            wanted: Any = None
             if not self._sender.done():  # else followers must not wait for more
                 with self._redis.guard("flight"):
                     wanted = await renew(self._keys, [self.id, LEASE_MS, STREAM_MS])
-            if wanted != 1:
-                self.on_unwanted()
+            self.on_wanted(wanted.decode() if wanted else None)
 
 
 def _start(streamed: bytes, complete: bytes) -> bytes:

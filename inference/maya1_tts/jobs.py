@@ -278,7 +278,8 @@ class Jobs:
                     task.add_done_callback(running.discard)
                 else:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._submitted.wait(), POLL_SECONDS)
+                        async with asyncio.timeout(POLL_SECONDS):
+                            await self._submitted.wait()
         finally:
             for task in running:
                 task.cancel()
@@ -354,7 +355,7 @@ class Jobs:
         request = job.request
         record.text, record.engine = request.input, engine.name
         order = record.order = to_order(request, self._settings, engine, self._settings.job_max_input_chars)
-        listener = record.listener = studio.listen(order, Claim(job.subject.tenant, "batch"))
+        listener = record.listener = studio.listen(order, Claim(job.subject.tenant, "batch", listening=False))
         speech = listener.speech
         try:
             body = await speech.whole()

@@ -66,6 +66,10 @@ class SpeechRequest(Options):
     stream_format: Literal["audio", "sse"] | None = None
     timestamps: Literal["segment"] | None = None
 
+    @property
+    def streamed(self) -> bool:
+        return self.stream or self.stream_format is not None
+
 
 class JobRequest(Options):
     """The body of POST /v1/audio/jobs."""

@@ -3,18 +3,21 @@
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import time
 import traceback
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from maya1_tts import tracing
-from maya1_tts.admission import Admission, Claim, Ticket
-from maya1_tts.audio import ENCODER_REVISION, Format, encoder, file_rate, to_int16
+from maya1_tts.admission import Admission, Claim, Priority, Ticket
+from maya1_tts.audio import ENCODER_REVISION, Format, IntArray, encoder, file_rate, to_int16
 from maya1_tts.cache import Cache, Entry
 from maya1_tts.config import Settings
-from maya1_tts.engine import Delivery, Engine, Timing, Voice
+from maya1_tts.engine import Delivery, Engine, Segment, Timing, Voice
 from maya1_tts.errors import ApiError
 from maya1_tts.flight import Flights, Lead
 from maya1_tts.metrics import Metrics
@@ -22,6 +25,7 @@ from maya1_tts.metrics import Metrics
 CHARS_PER_SECOND = 15.0  # of English speech, for an estimate before the text has been looked at
 LAYOUT = 2  # of cache entries; a new number makes old ones invisible
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,31 @@ class Speech:
             self._changed.notify_all()
 
 
+class Ahead(Generic[T]):
+    """What an asynchronous generator yields, made by a task of its own whether or not it is asked for yet."""
+
+    def __init__(self, items: AsyncGenerator[T]) -> None:
+        self._made: asyncio.Queue[T | None] = asyncio.Queue()
+        self._task = asyncio.create_task(self._make(items))
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while (item := await self._made.get()) is not None:
+            yield item
+        await self._task  # raises what ended it
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _make(self, items: AsyncGenerator[T]) -> None:
+        try:
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    self._made.put_nowait(item)
+        finally:
+            self._made.put_nowait(None)
+
+
 def _let_go(error: BaseException) -> None:
     """Free audio and encoder at once, which the error's stack would keep until a garbage collection."""
     traceback.clear_frames(error.__traceback__)
@@ -242,6 +271,11 @@ class Studio:
         """Whether the engine is at work."""
         return self._admission.active > 0
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more is asked for than the engine can speak, and not for a moment only."""
+        return self._admission.crowded
+
     async def warm_up(self) -> None:
         """Speak to nobody: the first synthesis is slower than others, and tells how fast the engine is."""
         delivery = Delivery(self._default_voice)
@@ -249,10 +283,10 @@ class Studio:
         ticket = self._admission.admit(Claim(), 1.0)
         try:
             for segment in await asyncio.to_thread(self._engine.segments, "Ready to speak.", delivery):
-                async with self._admission.lane(ticket, segment.seconds):
+                async with self._admission.lane(ticket, segment.seconds) as turn:
                     async for block in self._engine.stream(segment, delivery):
                         self.blocks += 1
-                        ticket.spoke(len(block) / rate)
+                        turn.spoke(len(block) / rate)
         finally:
             self._admission.leave(ticket)
 
@@ -288,6 +322,13 @@ class Studio:
         if speech.listeners == 0 and not speech.over and speech.task:
             self._drop(speech)
             speech.task.cancel()
+
+    def _heed(self, speech: Speech, priority: Priority | None) -> None:
+        """Other processes want it this urgently, or not at all."""
+        if priority:
+            speech.join(replace(speech.claim, priority=priority))
+        else:
+            self._stop_unless_heard(speech)
 
     async def abandon(self, error: ApiError) -> None:
         """End every unfinished speech with this error."""
@@ -356,7 +397,7 @@ class Studio:
         self._label(speech, "miss" if self._cache.up else "bypass")
         if flight:
             speech.flight = flight
-            flight.on_unwanted = lambda: self._stop_unless_heard(speech)
+            flight.on_wanted = lambda priority: self._heed(speech, priority)
         complete = await self._synthesise_counted(speech)
         if flight:
             await flight.end(speech, complete)
@@ -393,29 +434,44 @@ class Studio:
 
     async def _synthesise(self, speech: Speech) -> bytes:
         order, admission = speech.order, self._admission
-        delivery = order.delivery
         ticket = speech.ticket = admission.admit(speech.claim, order.seconds)
+        takes: deque[tuple[int, Segment, Ahead[IntArray]]] = deque()
         try:
-            segments = await asyncio.to_thread(self._engine.segments, order.text, delivery)
+            segments = await asyncio.to_thread(self._engine.segments, order.text, order.delivery)
             ticket.estimate = sum(segment.seconds for segment in segments)
             file = encoder(order.format, order.voice.sample_rate, order.file_rate)
-            for segment in segments:
+            # Whoever waits for the whole has segments spoken beside each other, as lanes are free.
+            beside = 1 if speech.claim.listening else admission.lanes
+            coming = enumerate(segments)
+            while True:
+                for number, segment in itertools.islice(coming, beside - len(takes)):
+                    takes.append((number, segment, Ahead(self._speak(speech, ticket, number, segment))))
+                if not takes:
+                    break
+                ticket.current, segment, take = takes[0]
                 start = speech.samples
-                async with (
-                    admission.lane(ticket, segment.seconds),
-                    contextlib.aclosing(self._engine.stream(segment, delivery)) as blocks,
-                ):
-                    begin = time.perf_counter()
-                    with tracing.span("segment", chars=len(segment.text)):
-                        async for block in blocks:
-                            self.blocks += 1
-                            samples = to_int16(block)
-                            await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
-                            ticket.spoke(len(samples) / order.voice.sample_rate)
-                    speech.busy_seconds += time.perf_counter() - begin
+                async for samples in take:
+                    await speech.add(await asyncio.to_thread(file.write, samples), len(samples))
+                takes.popleft()
                 await speech.add(Timing(segment.text, start, speech.samples))
             with tracing.span("encode", format=order.format):
                 await speech.add(await asyncio.to_thread(file.finish))
             return file.complete
         finally:
+            await asyncio.gather(*(take.close() for _, _, take in takes))
             admission.leave(ticket)
+
+    async def _speak(
+        self, speech: Speech, ticket: Ticket, number: int, segment: Segment
+    ) -> AsyncGenerator[IntArray]:
+        async with (
+            self._admission.lane(ticket, segment.seconds, number) as turn,
+            contextlib.aclosing(self._engine.stream(segment, speech.order.delivery)) as blocks,
+        ):
+            begin = time.perf_counter()
+            with tracing.span("segment", chars=len(segment.text)):
+                async for block in blocks:
+                    self.blocks += 1
+                    turn.spoke(len(block) / speech.order.voice.sample_rate)
+                    yield to_int16(block)
+            speech.busy_seconds += time.perf_counter() - begin

@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from maya1_tts.admission import Admission, Claim, Ticket
+from maya1_tts.admission import Admission, Claim, Ticket, Turn
 from maya1_tts.errors import ApiError
 from maya1_tts.metrics import Metrics
 
@@ -18,7 +18,7 @@ class Hall:
         self.now = 0.0
         self.metrics = Metrics()
         self.admission = Admission(lanes, queue_limit, queue_seconds, self.metrics, lambda: self.now)
-        self.speaking: list[tuple[str, Ticket, asyncio.Event]] = []
+        self.speaking: list[tuple[str, Turn, asyncio.Event]] = []
         self.spoken: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -35,9 +35,9 @@ class Hall:
         async def speak() -> None:
             try:
                 for number in range(1, segments + 1):
-                    async with self.admission.lane(ticket, seconds):
+                    async with self.admission.lane(ticket, seconds) as turn:
                         spoken = asyncio.Event()
-                        self.speaking.append((f"{name}{number}" if segments > 1 else name, ticket, spoken))
+                        self.speaking.append((f"{name}{number}" if segments > 1 else name, turn, spoken))
                         await spoken.wait()
             finally:
                 if last:
@@ -49,9 +49,9 @@ class Hall:
 
     async def finish(self, seconds: float = 1, took: float = 0.1) -> None:
         """Who has held a lane for longest has made `seconds` of audio; `took` seconds have passed."""
-        name, ticket, spoken = self.speaking.pop(0)
+        name, turn, spoken = self.speaking.pop(0)
         self.now += took
-        ticket.spoke(seconds)
+        turn.spoke(seconds)
         self.spoken.append(name)
         spoken.set()
         await settle()
@@ -228,6 +228,87 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
 
 
 @run
+async def test_a_lane_that_is_free_in_time_is_worth_waiting_for() -> None:
+    hall = Hall(lanes=2)
+    await hall.knows_its_speed(1.0)
+    await hall.wants("long", hall.ticket(), seconds=10)
+    hall.ticket(deadline=hall.now)  # the second lane is free
+    await hall.wants("short", hall.ticket(), seconds=3)
+    hall.now += 1
+    with pytest.raises(ApiError) as refused:
+        hall.ticket(deadline=hall.now + 2.9)  # the first that waits goes before
+    assert refused.value.code == "deadline_exceeded"
+
+
+@run
+async def test_a_queue_that_does_not_empty_for_a_while_is_a_crowd() -> None:
+    hall = Hall()
+    await hall.wants("running", hall.ticket(), segments=2)
+    hall.now += 5
+    assert not hall.admission.crowded  # nobody waits for a first sound
+    await hall.wants("one", hall.ticket())
+    hall.now += 0.9
+    await hall.wants("two", hall.ticket())
+    assert not hall.admission.crowded
+    hall.now += 0.2
+    assert hall.admission.crowded
+    assert await hall.finish_all() == ["running1", "one", "two", "running2"]
+    assert hall.admission.crowded  # until it has been away for as long
+    hall.now += 1.1
+    assert not hall.admission.crowded
+
+
+@run
+async def test_a_crowd_stays_one_while_somebody_is_refused() -> None:
+    """Those who are let in then leave no queue, but it would be there again if more were let in."""
+    hall = Hall()
+    await hall.knows_its_speed(1.0)
+    await hall.wants("running", hall.ticket())
+    await hall.wants("waiting", hall.ticket())
+    hall.now += 1.1
+    assert await hall.finish_all() == ["running", "waiting"]
+    for _ in range(5):
+        hall.now += 0.8
+        await hall.wants("alone", hall.ticket(estimate=5))
+        with pytest.raises(ApiError):
+            hall.ticket(deadline=hall.now + 0.3)
+        await hall.finish_all()
+        assert hall.admission.crowded
+    hall.now += 1.1
+    assert not hall.admission.crowded
+
+
+@run
+async def test_a_text_that_is_still_being_cut_counts_as_waiting() -> None:
+    hall = Hall()
+    await hall.knows_its_speed(1.0)
+    hall.ticket(estimate=3)
+    with pytest.raises(ApiError):
+        hall.ticket(deadline=hall.now + 2.9)
+    hall.ticket(deadline=hall.now + 3.1)
+
+
+@run
+async def test_segments_that_are_not_needed_yet_take_only_what_nobody_wants() -> None:
+    hall = Hall(lanes=2)
+    whole, other = hall.ticket(), hall.ticket()
+
+    async def ahead(number: int) -> None:
+        async with hall.admission.lane(whole, 1, number) as turn:
+            spoken = asyncio.Event()
+            hall.speaking.append((f"ahead{number}", turn, spoken))
+            await spoken.wait()
+
+    await hall.wants("whole", whole, last=False)
+    hall.tasks += [asyncio.create_task(ahead(number)) for number in (1, 2)]
+    await settle()
+    assert [name for name, _, _ in hall.speaking] == ["whole", "ahead1"]
+    await hall.wants("other", other)
+    assert hall.metrics.registry.get_sample_value("maya1_tts_queue_depth") == 1
+    assert await hall.finish_all() == ["whole", "ahead1", "other", "ahead2"]
+
+
+@run
 async def test_a_deadline_that_passes_in_the_queue_ends_the_wait() -> None:
     hall = Hall()
     await hall.wants("running", hall.ticket())
@@ -277,7 +358,7 @@ async def test_a_lane_that_comes_in_the_moment_of_leaving_goes_to_the_next() -> 
     leaving = await hall.wants("leaving", hall.ticket())
     await hall.wants("next", hall.ticket())
     hall.speaking[0][2].set()
-    granted = hall.admission._waiting[0].turn
+    granted = hall.admission._waiting[0].came
     while not granted.done():
         await asyncio.sleep(0)
     leaving.cancel()

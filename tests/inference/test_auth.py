@@ -4,7 +4,11 @@ import base64
 import hashlib
 import hmac
 import json
+import resource
+import secrets
+import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +176,29 @@ def test_a_public_key_is_never_taken_for_a_secret(jwks: Path, secret: Path) -> N
     )
 
 
+def test_what_a_token_says_of_its_key_leads_nowhere(jwks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `kid` is a name to look up, and keys that a token brings or points to are not keys."""
+    auth = authenticator(jwks_file=jwks)
+    reached: list[object] = []
+    monkeypatch.setattr(socket, "create_connection", lambda *address, **_: reached.append(address))
+    for header in (
+        {"kid": "../../../../dev/null"},
+        {"kid": "k-EdDSA' OR '1'='1"},
+        {"kid": "k-EdDSA\x00"},
+        {"jku": "https://attacker.example/jwks.json"},
+        {"x5u": "https://attacker.example/certificate.pem"},
+        {"jwk": jwk("EdDSA", OTHER_ED, "k-EdDSA"), "kid": "k-EdDSA"},
+        {"x5c": ["MIIB"]},
+    ):
+        forged = token(OTHER_ED, "EdDSA", headers=header)
+        assert code(auth, f"Bearer {forged}") == "invalid_signature", header
+    critical = token(ED, "EdDSA", headers={"kid": "k-EdDSA", "crit": ["b64"], "b64": False})
+    assert code(auth, f"Bearer {critical}") == "invalid_token"
+    assert code(auth, f"Bearer {'a' * 10_000_000}") == "invalid_token"
+    assert code(auth, f"Bearer {'.'.join(['e30'] * 100_000)}") == "invalid_token"
+    assert not reached
+
+
 def test_both_kinds_of_key_together(jwks: Path, secret: Path) -> None:
     auth = authenticator(jwks_file=jwks, jwt_secret_file=secret)
     assert code(auth, f"Bearer {token()}") is None
@@ -273,3 +300,21 @@ def test_over_http(service: Service) -> None:
     answer = service.http.post("/v1/audio/speech", headers={"Authorization": ""}, content=b"{")
     assert answer.json()["error"]["code"] == "missing_token"  # before the body is even looked at
     assert service.metric("auth_failures_total", code="token_expired") >= 3
+
+
+def test_ten_thousand_bad_tokens_do_no_harm(service: Service) -> None:
+    def memory() -> int:
+        resident_pages = Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]
+        return int(resident_pages) * resource.getpagesize()
+
+    head, body, _ = token().split(".")
+    statuses: Counter[int] = Counter()
+    for number in range(10_000):
+        if number == 1000:  # what the first ones make grow, such as pools, is there
+            before = memory()
+        forged = f"{head}.{body}.{secrets.token_urlsafe(32)}"
+        answer = service.http.get("/v1/models", headers={"Authorization": f"Bearer {forged}"})
+        statuses[answer.status_code] += 1
+    assert statuses == {401: 10_000}
+    assert memory() - before < 10e6
+    assert service.speak().status_code == 200

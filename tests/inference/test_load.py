@@ -93,6 +93,55 @@ def test_overload_is_refused_at_once(ready: Running) -> None:
     assert ready.http.send(ready.request("third")).status_code == 200
 
 
+def test_a_stream_that_would_begin_late_is_refused_and_a_whole_file_waits() -> None:
+    running = Running(stream_deadline_seconds=0.05, queue_limit=3).get_ready()
+    try:
+        first = running.in_background("first")
+        wait_for(lambda: running.metric("active_syntheses") == 1, "the only lane is held")
+        late = running.http.send(running.request("stream"))
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "deadline_exceeded")
+        assert int(late.headers["retry-after"]) >= 1
+        whole = running.in_background("whole")
+        wait_for(lambda: running.metric("queue_depth") == 1, "the whole one waits")
+        running.engine.permits.release(2)
+        first.join()
+        whole.join()
+        assert running.engine.spoken[3:] == ["first", "whole"]
+    finally:
+        running.stop()
+
+
+def test_a_whole_file_has_its_segments_spoken_beside_each_other() -> None:
+    running = Running(lanes=3).get_ready()
+    try:
+        running.engine.permits.release(3)
+        streamed = running.http.send(running.request("one two three")).content
+        waiting = running.in_background("four five six seven")
+        wait_for(lambda: running.metric("active_syntheses") == 3, "all lanes are held")
+        assert running.metric("queue_depth") == 0
+        running.engine.permits.release(4)
+        waiting.join()
+        assert sorted(running.engine.spoken[6:]) == ["five", "four", "seven", "six"]
+        running.engine.permits.release(3)
+        whole = running.http.send(running.request("one two three", stream=False))
+        assert whole.content == streamed
+    finally:
+        running.stop()
+
+
+def test_whoever_leaves_a_whole_file_stops_all_its_segments() -> None:
+    running = Running(lanes=3).get_ready()
+    try:
+        running.leave_early("one two three four")
+        wait_for(lambda: running.outcomes("cancelled") == 1, "it is cancelled")
+        assert running.metric("active_syntheses") == running.metric("queue_depth") == 0
+        running.engine.permits.release(2)
+        assert running.http.send(running.request("five six")).status_code == 200
+        assert running.engine.spoken[3:] == ["five", "six"]
+    finally:
+        running.stop()
+
+
 def test_equal_requests_share_one_synthesis_and_one_leaving_does_not_stop_it(ready: Running) -> None:
     waiting = [ready.in_background("shared") for _ in range(6)]
 

@@ -1,5 +1,6 @@
 """Two service processes on one Redis: equal requests are spoken once, whatever happens to who speaks them."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,14 @@ import httpx
 import pytest
 import redis
 from conftest import AUDIENCE, ISSUER, Redis, Service, token, wait_for
+from maya1_tts.admission import Claim, Priority
+from maya1_tts.cache import Seal
+from maya1_tts.config import Settings
+from maya1_tts.engine import Delivery, Voice
+from maya1_tts.flight import Flights, Lead
+from maya1_tts.metrics import Metrics
+from maya1_tts.studio import Order, Speech
+from maya1_tts.tiers import RedisTier
 
 
 def long(kind: str) -> str:
@@ -134,6 +143,42 @@ def test_a_leader_without_any_listener_stops(pair: Pair) -> None:
     wait_for(lambda: first.metric("syntheses_total", outcome="cancelled") > before, "it stops")
     wait_for(lambda: not pair.database.keys("*:lease"), "the lease is given back")
     assert Stream(first, text).cache == "miss"
+
+
+def test_a_leader_learns_how_urgently_others_wait(pair: Pair) -> None:
+    """A batch synthesis that somebody waits for in another process goes on as a real-time one."""
+
+    def follower(priority: Priority) -> Speech:
+        order = Order("Hello.", Voice("joe", "Joe", "en", 22050, "1"), "pcm", Delivery("joe"))
+        return Speech("urgent", order, Claim("", priority))
+
+    async def body(tier: RedisTier) -> None:
+        heard: list[Priority | None] = []
+
+        async def until(expected: Priority | None) -> None:
+            async with asyncio.timeout(20):
+                while heard[-1:] != [expected]:
+                    await asyncio.sleep(0.05)
+
+        lead = await Flights(tier, Seal(b"")).board("urgent")
+        assert isinstance(lead, Lead)
+        lead.on_wanted = heard.append
+        following = []
+        async with lead:
+            await until(None)
+            for priority in ("batch", "realtime", "batch"):
+                flight = await Flights(tier, Seal(b"")).board("urgent")
+                assert flight
+                following.append(asyncio.create_task(flight.follow(follower(priority))))
+                await until("realtime" if "realtime" in (priority, *heard) else "batch")
+        assert await asyncio.gather(*following) == [False] * 3  # it ended without a sound
+
+    async def connected() -> None:
+        tier = RedisTier(Settings(redis_url=pair.redis.url), Metrics())
+        async with tier.running():
+            await body(tier)
+
+    asyncio.run(connected())
 
 
 def test_tenants_share_neither_entries_nor_flights(pair: Pair) -> None:

@@ -42,7 +42,7 @@ EVENTS: dict[str, Any] = {
 DEADLINE: dict[str, Any] = {
     "name": "X-Deadline-Ms",
     "in": "header",
-    "description": "Milliseconds within which the first sound must come.",
+    "description": "Milliseconds within which the engine must be free to begin.",
     "schema": {"type": "integer", "minimum": 1, "maximum": 9_999_999},
 }
 

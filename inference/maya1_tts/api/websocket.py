@@ -25,6 +25,7 @@ from maya1_tts.api.service import Service
 from maya1_tts.audio import Encoder, Format, encoder
 from maya1_tts.audit import Record
 from maya1_tts.auth import Subject
+from maya1_tts.certificates import HEADER
 from maya1_tts.errors import ApiError
 from maya1_tts.playout import measured
 from maya1_tts.request import Options, check_text, template, understand
@@ -75,7 +76,7 @@ def websocket_routes(service: Service) -> APIRouter:
         by_protocol = len(offered) == 2 and offered[0] == PROTOCOL
         try:
             bearer = f"Bearer {offered[1]}" if by_protocol and header is None else header
-            subject = service.subject(bearer, "speak")
+            subject = service.subject(bearer, "speak", certificate=websocket.headers.get(HEADER))
             session = Session(service, websocket, subject)
         except ApiError as error:
             await websocket.send_denial_response(JSONResponse(error.body(), error.status, error.headers))
@@ -280,9 +281,10 @@ class Session:
         check_text(order.text, self._service.settings.max_input_chars)
         record.order = order
         record.charge = await self._service.budgets.charge(self._subject, len(order.text), order.seconds)
+        # Behind the first sentence, the listener still hears an earlier one.
+        claim = self._service.claim(self._subject, self._websocket.headers, listening=not self._samples)
         listener = record.listener = self._studio.listen(
-            replace(order, format="pcm", sample_rate=None),
-            self._service.claim(self._subject, self._websocket.headers),
+            replace(order, format="pcm", sample_rate=None), claim
         )
         try:
             async for piece in measured(listener.speech.stream(), listener.speech, self._service.metrics):

@@ -99,7 +99,7 @@ class SpeechServicer:
         given = {descriptor.name: value for descriptor, value in request.ListFields()}
         order = to_order(validate(given, SpeechRequest), service.settings, engine)
         call.fields |= {"voice": order.voice.id, "format": order.format, "chars": len(order.text)}
-        claim = service.claim(subject, call.metadata)
+        claim = service.claim(subject, call.metadata, listening=True)
         if (left := context.time_remaining()) is not None:
             claim = replace(claim, deadline=min(claim.deadline, time.monotonic() + left))
         record.charge = await service.budgets.charge(subject, len(order.text), order.seconds)

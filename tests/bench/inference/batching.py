@@ -33,7 +33,12 @@ def main() -> None:
         command = [sys.executable, "-m", "maya1_tts", "make-tiny-model", str(folder)]
         subprocess.run(command, env=service_environment(), check=True)
         settings = {"ENGINE": "maya1", "MODEL_DIR": name, "MAYA1_DEVICE": "cpu"}
-        settings |= {"QUEUE_LIMIT": 1000, "QUEUE_SECONDS": 3600, "DEADLINE_SECONDS": 3600}
+        settings |= {
+            "QUEUE_LIMIT": 1000,
+            "QUEUE_SECONDS": 3600,
+            "DEADLINE_SECONDS": 3600,
+            "STREAM_DEADLINE_SECONDS": 3600,
+        }
 
         def measure(batch: int) -> harness.Summary:
             with harness.serving(**settings, MAYA1_MAX_BATCH=batch) as service:

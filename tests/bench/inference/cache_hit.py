@@ -41,10 +41,12 @@ def gateway_configuration(folder: Path, upstream: str, port: int) -> str:
         "gateway_private_key": folder / "key.pem",
         "gateway_requests_per_second": 1_000_000,
         "gateway_burst": 100_000,
+        "gateway_probes_per_second": 1_000_000,
         "gateway_connections": 10_000,
     }
-    inner = environment.from_string((ROLE / "vars" / "main.yml").read_text()).render(variables)
-    variables |= yaml.safe_load(inner)
+    # Its values name each other, which Ansible resolves as they are used.
+    inner = (ROLE / "vars" / "main.yml").read_text()
+    variables |= yaml.safe_load(environment.from_string(inner).render(variables | yaml.safe_load(inner)))
     text = environment.from_string((ROLE / "templates" / "nginx.conf.j2").read_text()).render(variables)
     file = f"location /file/ {{ alias {folder}/; }}\n        location / {{"
     for pattern, new in (

@@ -83,7 +83,7 @@ def main() -> None:
         return result
 
     try:
-        with harness.serving(WORKERS=LANES, THREADS=1) as service:
+        with harness.serving(WORKERS=LANES, THREADS=1, STREAM_DEADLINE_SECONDS=60) as service:
 
             def ask_service(texts: list[str], clients: int) -> dict[str, Any]:
                 load = harness.load_on(service.url, iter(texts))

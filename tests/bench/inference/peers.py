@@ -64,7 +64,12 @@ def main() -> None:
     levels = (1, 4) if quick else (1, 4, 16, 64)
     harness.heading("Against Piper's own server", "tests/bench/inference/peers.py")
     # Piper's server lets any number wait, however long. So does ours here, or it would refuse most of 64.
-    patience = {"QUEUE_LIMIT": 1000, "QUEUE_SECONDS": 3600, "DEADLINE_SECONDS": 3600}
+    patience = {
+        "QUEUE_LIMIT": 1000,
+        "QUEUE_SECONDS": 3600,
+        "DEADLINE_SECONDS": 3600,
+        "STREAM_DEADLINE_SECONDS": 3600,
+    }
     with harness.serving(**patience) as service, piper() as piper_url:
 
         def piper_load() -> Load:

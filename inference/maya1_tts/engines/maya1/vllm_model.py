@@ -1,7 +1,7 @@
 """Acoustic model in vLLM, for GPUs: paged attention, CUDA graphs, and one cache for equal prompt beginnings.
 
-Written against the interface of AsyncLLM in vLLM 0.19 and 0.33 (vllm/v1/engine/async_llm.py), and tested
-against a stand-in of it only: not run on a GPU yet. Its tokens are checked, not constrained.
+Written against AsyncLLM (vllm/v1/engine/async_llm.py) as the wheels of vLLM 0.19.1 and 0.33.0 have it, and
+tested against a stand-in of it only: not run on a GPU yet. Its tokens are checked, not constrained.
 """
 
 import contextlib
