@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mayafleet.checks import Check, Level, worst
 from mayafleet.errors import ExitCode
 from mayafleet.inventory import enumerate_some
-from mayafleet.tally import NO_ROLE, Counts, Event, Stage, Tally
+from mayafleet.tally import NO_ROLE, Counts, Event, Failure, Stage, Tally
 
 if TYPE_CHECKING:
     from mayafleet.runner import RunResult
 
 Show = Callable[[Event, list[Stage]], None]
 MESSAGE_LENGTH = 600
+LEVEL_STYLES: Mapping[str, str] = {"pass": "green", "not_run": "dim", "warn": "yellow", "fail": "bold red"}
 
 
 @contextmanager
@@ -51,13 +53,12 @@ def report(result: RunResult, console: Console) -> None:
         console.print(_host_table(result))
     if result.role_seconds:
         console.print(_role_table(result))
-    hosts_by_entry: dict[str, list[str]] = {}
-    for host, entries in sorted(result.not_run.items()):
-        for entry in entries:
-            hosts_by_entry.setdefault(entry, []).append(host)
-    for entry, hosts in hosts_by_entry.items():
-        line = Text.assemble(("not run: ", "yellow"), f"{entry} ({enumerate_some(hosts)})")
-        console.print(line, soft_wrap=True)
+    _print_by_entry("not run", result.not_run, console)
+    warnings = {
+        host: [str(check) for check in checks if check.level is Level.WARN]
+        for host, checks in result.preflight.items()
+    }
+    _print_by_entry("warning", warnings, console)
     for failure in result.failures:
         verb = "unreachable" if failure.unreachable else "failed"
         title = f"{failure.host} {verb} in {failure.role}: {failure.task}"
@@ -72,6 +73,41 @@ def report(result: RunResult, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+
+
+def preflight_report(checks_by_host: Mapping[str, Sequence[Check]], console: Console) -> None:
+    """A table for each host; what is not as it should be says what is wanted, and how to mend it."""
+    for host, checks in checks_by_host.items():
+        title = f"{host}: {worst(checks).replace('_', ' ')}"
+        table = Table("check", "", "found", box=SIMPLE_HEAD, title=title, title_justify="left")
+        for check in checks:
+            told = Text(check.found)
+            if check.level in (Level.WARN, Level.FAIL):
+                told.append(f"\nwanted: {check.wanted}\n{check.mend}", style="default")
+            style = LEVEL_STYLES[check.level]
+            table.add_row(check.id, Text(check.level.replace("_", " "), style=style), told)
+        console.print(table)
+
+
+def gpu_report(
+    documents: Mapping[str, Mapping[str, Any]], failures: Sequence[Failure], console: Console
+) -> None:
+    """A table for each host: the checks of the host and of each GPU, and what to do where one is due."""
+    for host, document in sorted(documents.items()):
+        title = f"{host}: {document['level'].replace('_', ' ')}"
+        table = Table("GPU", "check", "", "found", box=SIMPLE_HEAD, title=title, title_justify="left")
+        rows = [("", check) for check in document["checks"]]
+        rows += [(f"{gpu['index']} {gpu['name']}", c) for gpu in document["gpus"] for c in gpu["checks"]]
+        for gpu, check in rows:
+            level = Level(check["level"])
+            told = Text(check["found"])
+            if level in (Level.WARN, Level.FAIL):
+                told.append(f"\n{check['mend']}")
+            style = LEVEL_STYLES[level]
+            table.add_row(gpu, check["id"], Text(level.replace("_", " "), style=style), told)
+        console.print(table)
+    for failure in failures:
+        console.print(Text(f"{failure.host} was not asked: {_shorten(failure.message)}", style="bold red"))
 
 
 class _Board:
@@ -101,6 +137,17 @@ class _Board:
             _duration(time.monotonic() - self.started),
         )
         return Group(hosts, bar)
+
+
+def _print_by_entry(label: str, entries_by_host: Mapping[str, Sequence[str]], console: Console) -> None:
+    """A line for each entry, with the hosts that it is true of."""
+    hosts_by_entry: dict[str, list[str]] = {}
+    for host, entries in sorted(entries_by_host.items()):
+        for entry in entries:
+            hosts_by_entry.setdefault(entry, []).append(host)
+    for entry, hosts in hosts_by_entry.items():
+        line = Text.assemble((f"{label}: ", "yellow"), f"{entry} ({enumerate_some(hosts)})")
+        console.print(line, soft_wrap=True)
 
 
 def _count_cells(counts: Counts) -> list[Text]:

@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     6     the lab or this machine's environment is at fault
     7     the speech service answered an error, or did not answer
     8     verification failed
+    9     a bundle or a host is not fit for what was asked
     130   interrupted
     ====  =================================================================
     """
@@ -31,6 +32,7 @@ class ExitCode(IntEnum):
     LAB = 6
     SERVICE = 7
     VERIFY_FAILED = 8
+    UNFIT = 9
     INTERRUPTED = 130
 
 
@@ -44,6 +46,7 @@ EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.LAB: "the lab or this machine's environment is at fault",
     ExitCode.SERVICE: "the speech service answered an error, or did not answer",
     ExitCode.VERIFY_FAILED: "verification failed",
+    ExitCode.UNFIT: "a bundle or a host is not fit for what was asked",
     ExitCode.INTERRUPTED: "interrupted",
 }
 

@@ -111,15 +111,28 @@ def select(inventory: Inventory, limit: str | None = None, regions: Sequence[str
 
 def variables(inventory: Inventory, host: str, names: Iterable[str]) -> dict[str, Any]:
     """Values of a host's variables as a task on it would see them; None for a variable that nobody sets."""
-    # `is defined` would also pass over a variable that is set, but to something that does not resolve.
-    template = {
-        name: f"{{{{ {name} if '{name}' in hostvars[inventory_hostname] else None }}}}" for name in names
-    }
     if host not in inventory.hosts:
         raise FleetError(
             f"The inventory has no host {host!r}.", inventory.describe(), ExitCode.NOTHING_MATCHED
         )
-    command = ["ansible", host, *_options(inventory.paths), "--module-name", "ansible.builtin.debug"]
+    return variables_of(inventory, [host], names)[host]
+
+
+def variables_of(
+    inventory: Inventory, hosts: Sequence[str], names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """The same for several hosts, by host. No host is connected to."""
+    # `is defined` would also pass over a variable that is set, but to something that does not resolve.
+    template = {
+        name: f"{{{{ {name} if '{name}' in hostvars[inventory_hostname] else None }}}}" for name in names
+    }
+    command = [
+        "ansible",
+        ",".join(hosts),
+        *_options(inventory.paths),
+        "--module-name",
+        "ansible.builtin.debug",
+    ]
     done = _ansible(
         [*command, "--args", json.dumps({"msg": template})],
         {"ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
@@ -131,16 +144,16 @@ def variables(inventory: Inventory, host: str, names: Iterable[str]) -> dict[str
         )
     # Other callbacks of the configuration print before and after the one JSON document.
     document, _ = json.JSONDecoder().raw_decode(done.stdout, done.stdout.index("{"))
-    answer: dict[str, Any] = document["plays"][0]["tasks"][0]["hosts"][host]
-    if answer.get("failed"):
-        reason = str(answer["msg"]).rpartition(": ")[2]
-        raise FleetError(
-            f"The variables of host {host} do not resolve: {reason}.",
-            "Set what is missing in the inventory; a lab's addresses are written by `mayafleet lab up`.",
-            ExitCode.USAGE,
-        )
-    values: dict[str, Any] = answer["msg"]
-    return values
+    answers: dict[str, dict[str, Any]] = document["plays"][0]["tasks"][0]["hosts"]
+    for host in hosts:
+        if answers[host].get("failed"):
+            reason = str(answers[host]["msg"]).rpartition(": ")[2]
+            raise FleetError(
+                f"The variables of host {host} do not resolve: {reason}.",
+                "Set what is missing in the inventory; a lab's addresses are written by `mayafleet lab up`.",
+                ExitCode.USAGE,
+            )
+    return {host: answers[host]["msg"] for host in hosts}
 
 
 def enumerate_some(names: Sequence[str], most: int = 20) -> str:

@@ -165,17 +165,9 @@ def down(
     if (lab.state / MARK).exists():
         ensure_engine(console)  # without it, containers would stay behind unseen
     if engine_answers():
-        mine = ("--filter", f"label={LABEL}={lab.name}")
-        for kind, listing, remove in (
-            ("container", ("ps", "--all", "--quiet", *mine), ("rm", "--force")),
-            ("volume", ("volume", "ls", "--quiet", *mine), ("volume", "rm")),
-            ("network", ("network", "ls", "--quiet", *mine), ("network", "rm")),
-        ):
-            found = docker(*listing).split()
-            if found:
-                docker(*remove, *found)
-                console.print(f"removed {len(found)} {kind}{'s' if len(found) > 1 else ''}")
-                removed += len(found)
+        for kind, count in discard(lab).items():
+            console.print(f"removed {count} {kind}{'s' if count > 1 else ''}")
+            removed += count
         if images and (found := docker("images", "--quiet", "--filter", f"label={LABEL}").split()):
             docker("rmi", "--force", *sorted(set(found)))
             console.print(f"removed {len(set(found))} images")
@@ -239,6 +231,21 @@ def boot(lab: Lab, hosts: Sequence[str], console: Console) -> None:
             ensure_container(lab, host, image)
             admit_operator(lab, host)
     write_inventory(lab, base_image, archive)
+
+
+def discard(lab: Lab) -> dict[str, int]:
+    """Remove the lab's containers, volumes and networks. How many there were of each kind that there was."""
+    mine = ("--filter", f"label={LABEL}={lab.name}")
+    removed = {}
+    for kind, listing, remove in (
+        ("container", ("ps", "--all", "--quiet", *mine), ("rm", "--force")),
+        ("volume", ("volume", "ls", "--quiet", *mine), ("volume", "rm")),
+        ("network", ("network", "ls", "--quiet", *mine), ("network", "rm")),
+    ):
+        if found := docker(*listing).split():
+            docker(*remove, *found)
+            removed[kind] = len(found)
+    return removed
 
 
 @contextmanager
@@ -379,12 +386,23 @@ def ensure_container(lab: Lab, host: str, image: str) -> None:
                image, "/lib/systemd/systemd")  # fmt: skip
     elif state != "running":
         docker("start", name)
+    await_boot(lab, host)
+
+
+def await_boot(lab: Lab, host: str) -> None:
+    """Wait until systemd in the host has started all that it starts."""
+    name, said = lab.container(host), ""
     for _ in range(120):
-        if exec_in(lab, host, "systemctl is-system-running || true").strip() in ("running", "degraded"):
+        # Docker can't enter a host in the moment in which its systemd moves to a control group of its own.
+        try:
+            said = exec_in(lab, host, "systemctl is-system-running || true").strip()
+        except FleetError as error:
+            said = error.message
+        if said in ("running", "degraded"):
             return
         time.sleep(0.5)
     raise FleetError(
-        f"{host} did not finish booting within 60 s.", f"Look at: docker logs {name}", ExitCode.LAB
+        f"{host} did not finish booting within 60 s: {said}", f"Look at: docker logs {name}", ExitCode.LAB
     )
 
 

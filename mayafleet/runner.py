@@ -13,7 +13,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -25,9 +25,11 @@ from rich.console import Console
 
 from mayafleet import inventory as inventories
 from mayafleet import project
+from mayafleet.checks import Check
 from mayafleet.console import progress, report
 from mayafleet.errors import ExitCode, FleetError
-from mayafleet.tally import Counts, Event, Failure, Tally, planned_roles
+from mayafleet.inventory import Inventory
+from mayafleet.tally import GPUS_KEY, PREFLIGHT_KEY, Counts, Event, Failure, Tally, planned_roles
 
 KEPT_RUNS = 20
 RUN_NAME = re.compile(r"\d{8}T\d{6}Z-.+")
@@ -47,6 +49,10 @@ class RunResult:
     hosts: dict[str, Counts] = field(default_factory=dict)
     role_seconds: dict[str, float] = field(default_factory=dict)
     not_run: dict[str, list[str]] = field(default_factory=dict)
+    preflight: dict[str, list[Check]] = field(default_factory=dict)
+    """Checks of the hosts that role preflight has judged."""
+    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How the GPUs are, of the hosts that were asked; see gpu_health.as_document."""
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -60,20 +66,27 @@ def run_playbook(
     skip_tags: Sequence[str] = (),
     check: bool = False,
     diff: bool = False,
+    variables: Mapping[str, Any] | None = None,
     runs_dir: Path | None = None,
     failed_code: ExitCode = ExitCode.HOST_FAILED,
+    approve: Callable[[Inventory, Sequence[str]], None] | None = None,
     console: Console | None = None,
 ) -> RunResult:
     """Run a playbook of the project and report on it.
 
+    The variables outrank those of the inventory. They are seen on Ansible's command line: no secrets.
+
     A host that fails or cannot be reached, and an interrupt, are told by the result's exit code. FleetError
-    means that the run could not begin, or touched no host.
+    means that the run could not begin, or touched no host. approve is asked about the selected hosts before
+    any is connected to; it refuses by FleetError.
     """
     console = console or Console()
     path = project.playbook(playbook)
     known = inventories.load(inventory)
     selection = inventories.select(known, limit, regions)
     names = inventories.enumerate_some(selection.hosts)
+    if approve:
+        approve(known, selection.hosts)
     title = f"{path.stem}{' (check)' if check else ''}: {len(selection.hosts)} of {len(known.hosts)} hosts"
     console.print(f"{title}: {names}", highlight=False, markup=False, soft_wrap=True)
     run_dir = _make_run_dir((runs_dir or project.root() / ".runs").resolve(), path.stem)
@@ -88,6 +101,7 @@ def run_playbook(
                 limit=selection.limit,
                 tags=",".join(tags) or None,
                 skip_tags=",".join(skip_tags) or None,
+                extravars=dict(variables or {}),
                 cmdline=" ".join(["--check"] * check + ["--diff"] * diff) or None,
             )
     finally:
@@ -102,6 +116,12 @@ def run_playbook(
         hosts=tally.hosts,
         role_seconds=tally.role_seconds,
         not_run=tally.not_run,
+        preflight={
+            host: [Check.of(check) for check in data[PREFLIGHT_KEY]]
+            for host, data in tally.exported.items()
+            if PREFLIGHT_KEY in data
+        },
+        gpus={host: data[GPUS_KEY] for host, data in tally.exported.items() if GPUS_KEY in data},
         failures=tally.failures,
     )
     _write_result(result)

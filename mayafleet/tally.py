@@ -12,8 +12,11 @@ import yaml
 
 NO_ROLE = "(no role)"
 FACTS = "facts"
-# Role `verify` exports, per host, what was not done for want of something, under this key.
+# What roles hand over with set_stats, per host: role `verify` what was not done for want of something, role
+# `preflight` its checks, role `verify` also how the GPUs are.
 NOT_RUN_KEY = "fleet_not_run"
+PREFLIGHT_KEY = "fleet_preflight"
+GPUS_KEY = "fleet_gpus"
 
 Event = Mapping[str, Any]
 
@@ -58,7 +61,8 @@ class Tally:
 
     hosts: dict[str, Counts] = field(default_factory=dict)
     role_seconds: dict[str, float] = field(default_factory=dict)
-    not_run: dict[str, list[str]] = field(default_factory=dict)
+    exported: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What roles handed over, by host and key."""
     roles_done: int = 0
     role: str = ""
     """Role of the task that runs now; empty between plays."""
@@ -80,6 +84,15 @@ class Tally:
         return [
             f for host, f in self._failures.items() if self.hosts[host].failed or self.hosts[host].unreachable
         ]
+
+    @property
+    def not_run(self) -> dict[str, list[str]]:
+        """What each host left undone, of the hosts that told."""
+        return {
+            host: [str(entry) for entry in data[NOT_RUN_KEY]]
+            for host, data in self.exported.items()
+            if NOT_RUN_KEY in data
+        }
 
     def add(self, event: Event) -> list[Stage]:
         """Account for one event. Returns the roles that hosts have come to the end of."""
@@ -150,13 +163,9 @@ class Tally:
             self._down.add(host)
         self.worked = self.worked or _role_of(data) != FACTS
         statistics = result.get("ansible_stats")
-        if (
-            kind == "runner_on_ok"
-            and isinstance(statistics, dict)
-            and NOT_RUN_KEY in statistics.get("data", {})
-        ):
+        if kind == "runner_on_ok" and isinstance(statistics, dict):
             # Per-host statistics are missing in the final event, which carries only those of the whole run.
-            self.not_run[host] = [str(entry) for entry in statistics["data"][NOT_RUN_KEY]]
+            self.exported.setdefault(host, {}).update(statistics.get("data", {}))
 
     def _finish(self, statistics: Mapping[str, Any]) -> None:
         """Ansible's own final counts replace ours: it alone knows which failures a rescue has mended."""

@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 
 from mayafleet import project, runner
+from mayafleet.checks import Level
 from mayafleet.console import progress
 from mayafleet.errors import ExitCode, FleetError
 from mayafleet.runner import RunResult
@@ -83,7 +84,11 @@ OMEGA = """
 - name: Export
   ansible.builtin.set_stats:
     per_host: true
-    data: {fleet_not_run: ["grafana: no repository here"]}
+    data:
+      fleet_not_run: ["grafana: no repository here"]
+      fleet_preflight:
+        - {id: memory, level: warn, found: 16 GB, wanted: 32 GB, mend: Rent more.}
+        - {id: kernel, level: pass, found: "6.1", wanted: "", mend: ""}
 - name: Export how host keys are treated
   ansible.builtin.debug: {msg: "host keys are checked: {{ lookup('config', 'HOST_KEY_CHECKING') }}"}
 """
@@ -151,6 +156,15 @@ def test_what_was_left_undone_is_collected_per_host(whole: tuple[RunResult, str]
     assert whole[0].not_run == {"good": ["grafana: no repository here"]}
 
 
+def test_warnings_of_preflight_are_shown_with_every_run(whole: tuple[RunResult, str]) -> None:
+    assert [(check.id, check.level) for check in whole[0].preflight["good"]] == [
+        ("memory", Level.WARN),
+        ("kernel", Level.PASS),
+    ]
+    assert "warning: memory: 16 GB; wanted: 32 GB. Rent more. (good)" in whole[1]
+    assert "kernel:" not in whole[1]
+
+
 def test_log_has_a_line_per_role_and_host(whole: tuple[RunResult, str]) -> None:
     log = whole[1]
     assert "site: 3 of 3 hosts: " in log
@@ -186,6 +200,16 @@ def test_unreachable_alone_and_host_keys_stay_checked(fleet: Path) -> None:
     result, _ = run(fleet, "quick.yml", limit="good:dead")
     assert result.exit_code == ExitCode.UNREACHABLE
     assert "host keys are checked: True" in (result.run_dir / "stdout").read_text()
+
+
+def test_variables_outrank_the_inventory_and_keep_their_types(fleet: Path) -> None:
+    (fleet / "told.yml").write_text(
+        "- hosts: all\n  gather_facts: false\n  tasks:\n    - ansible.builtin.assert:\n"
+        "        that: [region == 'elsewhere', force is boolean, seconds == 120, reason == 'a \"new\" one']\n"
+    )
+    told = {"region": "elsewhere", "force": True, "seconds": 120, "reason": 'a "new" one'}
+    assert run(fleet, "told.yml", limit="good", variables=told)[0].exit_code == ExitCode.OK
+    assert run(fleet, "told.yml", limit="good", variables=told | {"seconds": 1})[0].exit_code != ExitCode.OK
 
 
 def test_verification_has_its_own_code(fleet: Path) -> None:

@@ -1,0 +1,29 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+InventoryOption = Annotated[
+    list[Path],
+    typer.Option("--inventory", "-i", help="Inventory file or folder; repeatable.", show_default=False),
+]
+OptionalInventoryOption = Annotated[
+    list[Path] | None, typer.Option("--inventory", "-i", help="Inventory file or folder; repeatable.")
+]
+LimitOption = Annotated[
+    str | None, typer.Option("--limit", "-l", help="Only hosts that this Ansible pattern matches.")
+]
+RegionOption = Annotated[
+    list[str] | None, typer.Option("--region", help="Only hosts of this region; repeatable.")
+]
+RunsOption = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", help="Where run folders are kept. [default: .runs in the project]"),
+]
+HostsArgument = Annotated[list[str] | None, typer.Argument(help="Only these hosts.", show_default=False)]
+CheckOption = Annotated[bool, typer.Option("--check", help="Change nothing; show what would change.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
