@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,20 @@ import pytest
 from testinfra.host import Host
 
 Converge = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def said(run: subprocess.CompletedProcess[str]) -> str:
+    """What Ansible printed, without colours and line breaks."""
+    return " ".join(re.sub(r"\x1b\[[\d;]*m", "", run.stdout).split())
+
+
+def upgrade_without_holds(host: Host, packages: Iterable[str]) -> str:
+    """What apt would upgrade if these were not held, so that pins are what a test sees."""
+    names = " ".join(packages)
+    host.check_output(f"apt-mark unhold {names}")
+    plan: str = host.check_output("apt-get --simulate full-upgrade")
+    host.check_output(f"apt-mark hold {names}")
+    return plan
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +67,19 @@ def reachable(address: str) -> Callable[[int], bool]:
 def converge() -> Converge:
     """Run the scenario's converge.yml again, with other variables, and hand back how it went."""
 
-    def run(check: bool = False, **variables: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        check: bool = False, playbook: str = "converge.yml", before: Path | None = None, **variables: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """before: an inventory whose hosts come before the scenario's."""
         inventory = str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)
         command = [
             "ansible-playbook",
+            *(["--inventory", str(before)] if before else []),
             "--inventory",
             inventory,
             "--extra-vars",
             json.dumps(variables),
-            "converge.yml",
+            playbook,
         ]
         return subprocess.run(
             [*command, "--check"] if check else command,

@@ -63,3 +63,14 @@ def test_a_second_engine_is_refused(host: Host, converge: Converge) -> None:
     host.check_output("rm -r /snap")
     assert run.returncode != 0
     assert "Remove it with `snap remove docker`" in " ".join(run.stdout.split())
+
+
+def test_options_that_the_engine_refuses_are_taken_back(host: Host, converge: Converge) -> None:
+    before = host.file("/etc/docker/daemon.json").content_string
+    run = converge(docker_daemon_options={"no-such-option": True})
+    said = " ".join(run.stdout.split())
+    assert run.returncode != 0
+    assert "don't match any configuration option: no-such-option" in said
+    assert "It runs with its options of before" in said
+    assert host.file("/etc/docker/daemon.json").content_string == before
+    assert host.service("docker").is_running
