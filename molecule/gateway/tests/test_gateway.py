@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -158,7 +161,16 @@ def test_nonsense_is_answered_in_json(address: str, lab_state: Path, request_lin
 
 def test_metrics_are_for_monitoring_alone(host: Host, ask: Ask, converge: Converge) -> None:
     # A path that differs only in form must not get around it.
-    for path in ("/metrics", "/metrics/node", "//metrics", "/v1/../metrics", "/%6detrics"):
+    for path in (
+        "/metrics",
+        "/metrics/node",
+        "/metrics/gpu",
+        "//metrics",
+        "/v1/../metrics",
+        "/%6detrics",
+        "/v1/%2e%2e/metrics",
+        "/gateway/status",
+    ):
         answer = ask(path)
         assert (answer.status_code, code(answer)) == (403, "forbidden"), path
     assert host.check_output("curl -sk -o /dev/null -w %{http_code} https://127.0.0.1/metrics") == "200"
@@ -190,5 +202,133 @@ def test_comes_back_after_a_kill(host: Host, ask: Ask) -> None:
 def test_log_is_json_and_names_no_token(host: Host, ask: Ask) -> None:
     ask("/v1/models?secret=1", headers={"Authorization": "Bearer token"})
     lines = host.file("/var/log/nginx/access.log").content_string.splitlines()
-    assert json.loads(lines[-1])["uri"] == "/v1/models"
+    assert json.loads(lines[-1])["path"] == "/v1/models"
     assert "Bearer" not in "\n".join(lines)
+    # What was refused is logged as it was asked for.
+    ask("/wp-login.php?secret=1")
+    last = json.loads(host.file("/var/log/nginx/access.log").content_string.splitlines()[-1])
+    assert (last["path"], last["status"]) == ("/wp-login.php", 404)
+
+
+# --- who asks -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def behind_a_proxy(converge: Converge) -> Iterator[None]:
+    """This machine is a proxy that the gateway trusts."""
+    assert converge(gateway_trusted_proxies=["172.29.0.0/16"]).returncode == 0
+    yield
+    assert converge().returncode == 0
+
+
+@pytest.mark.usefixtures("behind_a_proxy")
+def test_a_trusted_proxy_says_who_asks_and_limits_count_that_address(ask: Ask) -> None:
+    def statuses(clients: list[str]) -> set[int]:
+        return {ask("/v1/models", headers={"X-Forwarded-For": client}).status_code for client in clients}
+
+    # What the client itself wrote stands before what the proxy added, and is not believed.
+    seen = ask("/v1/models", headers={"X-Forwarded-For": "127.0.0.1, 203.0.113.9"}).json()["headers"]
+    assert seen["X-Forwarded-For"] == "203.0.113.9"
+    assert ask("/metrics", headers={"X-Forwarded-For": "127.0.0.1, 203.0.113.9"}).status_code == 403
+    assert statuses([f"198.51.100.{number}" for number in range(60)]) == {200}
+    assert 429 in statuses(["192.0.2.1"] * 60)
+    # A client of IPv6 has a whole /64.
+    assert 429 in statuses([f"2001:db8::{number:x}" for number in range(1, 61)])
+    assert 429 in statuses([f"2001:db8:1:2:3:4:5:{number:x}" for number in range(1, 61)])
+    assert statuses([f"2001:db8:2:{number:x}::1" for number in range(1, 61)]) == {200}
+
+
+def test_a_canary_gets_its_share_while_it_is_there(host: Host, ask: Ask, converge: Converge) -> None:
+    def ports() -> set[int]:
+        answers = []
+        for _ in range(20):
+            answers.append(ask("/v1/models"))
+            time.sleep(0.1)
+        assert {answer.status_code for answer in answers} == {200}
+        return {answer.json()["port"] for answer in answers}
+
+    host.check_output("systemd-run --unit canary /opt/upstream.py 8001")
+    canary = {"gateway_canary_upstream": "127.0.0.1:8001", "gateway_canary_percent": 50}
+    assert converge(**canary).returncode == 0
+    with_canary = ports()
+    host.check_output("systemctl stop canary")
+    without = ports()
+    refused = converge(**canary | {"gateway_canary_percent": 100})
+    assert converge().returncode == 0
+    assert with_canary == {8000, 8001}
+    assert without == {8000}
+    assert refused.returncode != 0
+    assert "gateway_canary_percent is 100; it must be from 0 to 99" in refused.stdout
+
+
+# --- ill will -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def connect(address: str, lab_state: Path) -> Iterator[Callable[[], ssl.SSLSocket]]:
+    context = ssl.create_default_context(cafile=str(lab_state / "authority" / "ca.pem"))
+    opened: list[ssl.SSLSocket] = []
+
+    def connection() -> ssl.SSLSocket:
+        raw = socket.create_connection((address, 443), timeout=30)
+        opened.append(context.wrap_socket(raw, server_hostname=address))
+        return opened[-1]
+
+    yield connection
+    for one in opened:
+        one.close()
+
+
+def everything(connection: ssl.SSLSocket) -> bytes:
+    """What comes until the other side closes."""
+    pieces = []
+    while piece := connection.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+HIDDEN = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: 4\r\nContent-Length: 44\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Content-Length: +4\r\n",
+    ],
+)
+def test_a_second_request_cannot_hide_in_a_body(connect: Callable[[], ssl.SSLSocket], headers: bytes) -> None:
+    """Two parties that disagree where a request ends would see another second request."""
+    connection = connect()
+    connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n0\r\n\r\n" + HIDDEN)
+    answer = everything(connection)
+    assert answer.split()[1] in (b"400", b"501")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("size", [40_000, 400_000])
+def test_too_large_headers_are_refused(connect: Callable[[], ssl.SSLSocket], size: int) -> None:
+    connection = connect()
+    connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n")
+    with contextlib.suppress(OSError):  # it need not read all of them
+        for _ in range(size // 5000):
+            connection.sendall(b"X-Filler: " + b"x" * 5000 + b"\r\n")
+        connection.sendall(b"\r\n")
+    with contextlib.suppress(ConnectionResetError):
+        assert everything(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_slow_clients_neither_hinder_others_nor_stay(ask: Ask, connect: Callable[[], ssl.SSLSocket]) -> None:
+    slow = [connect() for _ in range(100)]
+    for connection in slow:
+        connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nX: ")
+    assert ask("/v1/models").status_code == 200
+    for connection in slow:
+        # Sends nothing more, and is sent away.
+        with contextlib.suppress(ConnectionResetError):
+            everything(connection)
+    assert ask("/v1/models").status_code == 200
