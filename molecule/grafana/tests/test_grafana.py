@@ -1,4 +1,4 @@
-"""The package is a stand-in (stand_in_repository.sh): what Grafana makes of its settings is not tested."""
+"""The package is a stand-in (repository.yml): what Grafana makes of its settings is not tested."""
 
 import json
 from typing import Any

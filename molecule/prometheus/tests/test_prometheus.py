@@ -58,7 +58,7 @@ def test_metrics_of_another_host_come_from_its_path(host: Any) -> None:
 
 def test_rules_are_loaded_and_well(host: Any) -> None:
     groups = ask(host, "/api/v1/rules")["groups"]
-    assert {group["name"] for group in groups} == {"maya1_service", "host", "monitoring"}
+    assert {group["name"] for group in groups} == {"maya1_service", "host", "gpu", "monitoring"}
     assert eventually(
         lambda: all(
             rule["health"] == "ok" for g in ask(host, "/api/v1/rules")["groups"] for rule in g["rules"]

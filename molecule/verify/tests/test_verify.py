@@ -56,4 +56,16 @@ def test_what_is_broken_is_named(converge: Converge, broken: str) -> None:
 def test_a_good_host_passes_and_says_what_was_left_out(converge: Converge) -> None:
     run = converge()
     assert run.returncode == 0, run.stdout
-    assert "nothing was left out" in run.stdout
+    assert "without a GPU nvidia-smi was not compared with the bundle" in " ".join(run.stdout.split())
+
+
+def test_a_drained_host_is_proven_without_letting_anybody_in(host: Host, converge: Converge) -> None:
+    host.check_output("touch /var/lib/maya1/drained.json")
+    try:
+        run = converge()
+        assert run.returncode == 0, run.stdout
+        assert "the host is drained" in " ".join(run.stdout.split())
+        host.check_output("systemctl stop nginx")
+        assert converge().returncode != 0
+    finally:
+        host.check_output("rm /var/lib/maya1/drained.json; systemctl start nginx")
