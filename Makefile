@@ -20,8 +20,8 @@ test: ## Run the tests: lint, unit, service, and two lab hosts end to end
 	@$(MAKE) --no-print-directory lint unit inference fleet e2e
 
 lint: ## Check style and types
-	.venv/bin/ruff check mayafleet tests inference molecule
-	.venv/bin/ruff format --check mayafleet tests inference molecule
+	.venv/bin/ruff check mayafleet roles tests inference molecule
+	.venv/bin/ruff format --check mayafleet roles tests inference molecule
 	.venv/bin/mypy
 	.venv-inference/bin/python -m mypy --config-file inference/pyproject.toml inference/maya1_tts
 	.venv/bin/yamllint --strict .
@@ -46,7 +46,11 @@ role: ## Test one role with Molecule: make role ROLE=gateway
 
 roles: ## Test every role with Molecule
 	@scripts/setup.sh test
-	.venv/bin/molecule test --all
+	@scripts/roles.sh
+
+test-vm: ## Test what needs a kernel of its own, in a QEMU guest: the driver's module, reboots (20 to 40 minutes)
+	@scripts/setup.sh vm
+	$(PYTHON) -m pytest tests/vm
 
 bench: ## Measure the lab and write the table of docs/benchmarks.md to the terminal
 	@scripts/setup.sh test
@@ -77,4 +81,4 @@ lock: ## Renew all lock files (needs uv)
 	cd inference && $(COMPILE) $(CUDA) --extra cuda-580 pyproject.toml -o requirements-cuda-580.lock
 	cd inference && $(COMPILE) --universal -c requirements-maya1-cpu.lock requirements-test.in -o requirements-test.lock
 
-.PHONY: help lab lab-down test lint unit inference fleet e2e role roles bench bench-inference proto lock
+.PHONY: help lab lab-down test lint unit inference fleet e2e role roles test-vm bench bench-inference proto lock

@@ -2,10 +2,11 @@
 # Installs what `make lab` and `make test` need on a fresh Debian or Ubuntu machine, and nothing twice.
 #   scripts/setup.sh lab     the operator's command and what the lab boots from
 #   scripts/setup.sh test    also what the tests run against
+#   scripts/setup.sh vm      also QEMU
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-purpose=${1:?usage: scripts/setup.sh lab|test}
+purpose=${1:?usage: scripts/setup.sh lab|test|vm}
 
 die() {
     printf '%s\n' "$@" >&2
@@ -20,9 +21,11 @@ as_root() {
 packages() {
     local wanted=(mmdebstrap openssh-client iptables python3-venv ca-certificates)
     command -v dockerd >/dev/null || wanted+=(docker.io)
-    if [ "$purpose" = test ]; then
-        # Real counterparts for the tests: a cache, a decoder, a monitor, a phonemiser in a process of its own.
-        wanted+=(redis-server ffmpeg prometheus prometheus-alertmanager espeak-ng nginx-light nmap openssl curl
+    if [ "$purpose" = vm ]; then wanted+=(qemu-system-x86 qemu-utils e2fsprogs); fi
+    if [ "$purpose" != lab ]; then
+        # Real counterparts for the tests: a cache, a decoder, a monitor, a phonemiser in a process of its own. gcc builds
+        # what plays NVIDIA's library (tests/fake_nvml).
+        wanted+=(gcc libc6-dev redis-server ffmpeg prometheus prometheus-alertmanager espeak-ng nginx-light nmap openssl curl
             chromium chromium-driver wrk)
     fi
     local missing=()
@@ -88,7 +91,7 @@ EOF
 }
 
 packages
-if [ "$purpose" = test ]; then
+if [ "$purpose" != lab ]; then
     environment .venv requirements-test.lock
     environment .venv-inference inference/requirements-maya1-cpu.lock inference/requirements-test.lock
     link .venv-inference "$PWD/inference"

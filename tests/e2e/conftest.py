@@ -16,7 +16,7 @@ from tests.e2e.lab import FIRST, SECOND, Client, Lab, Run
 # What a change by the playbook would leave behind: packages, files of /etc, units, the firewall.
 FINGERPRINT = """
 dpkg-query -W; find /etc /usr/local /opt /var/lib/maya1 -xdev -type f -exec sha256sum {} + 2>/dev/null | sort
-systemctl list-unit-files --no-legend | sort; nft list ruleset 2>/dev/null || true
+systemctl list-unit-files --no-legend | sort; nft --stateless --terse list ruleset 2>/dev/null || true
 """
 
 

@@ -161,7 +161,7 @@ def test_old_tls_is_refused_and_http_redirects(client: Client, lab: Lab) -> None
 
 
 def test_nobody_outside_reads_metrics(client: Client) -> None:
-    for path in ("/metrics", "/metrics/node"):
+    for path in ("/metrics", "/metrics/node", "/metrics/gpu"):
         assert client.request("GET", path).status_code == 403
 
 

@@ -64,7 +64,7 @@ def test_a_restart_of_the_whole_host_heals(client: Client, lab: Lab) -> None:
     eventually(
         lambda: speaks(client, "Good morning, the host has been restarted."), "speech after the restart", 180
     )
-    rules = lab.on(FIRST, "nft list chain inet maya1_fleet input")
+    rules = lab.on(FIRST, "nft --stateless list chain inet maya1_fleet input")
     assert "policy drop" in rules
     units = "maya1-firewall redis-server nginx prometheus prometheus-alertmanager"
     eventually(

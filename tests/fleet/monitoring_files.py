@@ -65,3 +65,13 @@ def service_metrics() -> set[str]:
 def unknown_service_metrics(text: str) -> set[str]:
     """Names in `text` that look like the service's series and are none. The job is called maya1_tts too."""
     return set(re.findall(r"\bmaya1_tts_\w+", text)) - service_metrics()
+
+
+def gpu_metrics() -> set[str]:
+    """Names of the series that tell of GPUs: the exporter's, and how many there should be."""
+    source = (ROLES / "gpu_exporter" / "files" / "gpu_exporter.py").read_text()
+    return {"maya1_gpu_wanted", *re.findall(r'"((?:DCGM|maya1_gpu)_\w+)"', source)}
+
+
+def unknown_gpu_metrics(text: str) -> set[str]:
+    return set(re.findall(r"\b(?:DCGM|maya1_gpu)_\w+", text)) - gpu_metrics()

@@ -1,10 +1,12 @@
 """The alert rules fire when they should, stay silent when they should, and name metrics that exist."""
 
+import re
 from pathlib import Path
 
 import yaml
 
-from tests.fleet.monitoring_files import alert_rules, promtool, unknown_service_metrics
+from mayafleet import gpu_health
+from tests.fleet.monitoring_files import alert_rules, promtool, unknown_gpu_metrics, unknown_service_metrics
 
 UNIT_TESTS = Path(__file__).with_name("prometheus_rules_test.yml")
 
@@ -43,3 +45,17 @@ def test_every_alert_says_how_bad_where_and_what() -> None:
 
 def test_metrics_of_the_service_exist() -> None:
     assert not unknown_service_metrics(alert_rules())
+
+
+def test_metrics_of_the_gpus_exist() -> None:
+    assert not unknown_gpu_metrics(alert_rules())
+
+
+def test_xids_of_the_rules_are_those_of_the_table() -> None:
+    rules = {
+        rule["alert"]: rule for group in yaml.safe_load(alert_rules())["groups"] for rule in group["rules"]
+    }
+    for alert, severity in (("GpuXidCritical", "critical"), ("GpuXidRepeated", "warning")):
+        named = re.findall(r'xid=~"([0-9|]+)"', rules[alert]["expr"])
+        known = [row["xid"] for row in gpu_health.table()["xids"] if row["severity"] == severity]
+        assert [int(number) for number in named[0].split("|")] == known

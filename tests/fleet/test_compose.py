@@ -31,16 +31,17 @@ PLAY = """
         docker_compose_command: docker compose
         inference_jwks_file: /tmp/jwks.json
         inference_gpu: {gpu}
+        bundle: {{container_toolkit: {{request: {request}}}}}
         inference_engine: {engine}
         inference_grpc_port: {grpc_port}
 """
 
 
 def rendered(
-    folder: Path, gpu: bool = False, engine: str = "onnx_voice", grpc_port: int = 0
+    folder: Path, gpu: bool = False, engine: str = "onnx_voice", grpc_port: int = 0, request: str = "gpus"
 ) -> dict[str, Any]:
     out, play = folder / "compose.yml", folder / "play.yml"
-    variables = {"gpu": str(gpu).lower(), "engine": engine, "grpc_port": grpc_port}
+    variables = {"gpu": str(gpu).lower(), "engine": engine, "grpc_port": grpc_port, "request": request}
     play.write_text(PLAY.format(project=PROJECT, out=out, **variables))
     environment = os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
     command = [str(PROJECT / ".venv/bin/ansible-playbook"), "-i", "localhost,", str(play)]
@@ -51,12 +52,26 @@ def rendered(
 
 
 def test_a_host_with_gpus_hands_all_of_them_over(tmp_path: Path) -> None:
-    devices = rendered(tmp_path, gpu=True)["deploy"]["resources"]["reservations"]["devices"]
+    service = rendered(tmp_path, gpu=True, request="gpus")
+    devices = service["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+    assert "runtime" not in service
+    assert "NVIDIA_VISIBLE_DEVICES" not in service["environment"]
 
 
-def test_a_host_without_asks_for_none(tmp_path: Path) -> None:
-    assert "deploy" not in rendered(tmp_path, gpu=False)
+def test_or_names_them_to_the_runtime(tmp_path: Path) -> None:
+    service = rendered(tmp_path, gpu=True, request="cdi")
+    assert service["runtime"] == "nvidia"
+    assert service["environment"]["NVIDIA_VISIBLE_DEVICES"] == "nvidia.com/gpu=all"
+    # One style of asking, not both.
+    assert "deploy" not in service
+
+
+@pytest.mark.parametrize("request_style", ["gpus", "cdi"])
+def test_a_host_without_asks_for_none(tmp_path: Path, request_style: str) -> None:
+    service = rendered(tmp_path, gpu=False, request=request_style)
+    assert not {"deploy", "runtime"} & service.keys()
+    assert "NVIDIA_VISIBLE_DEVICES" not in service["environment"]
 
 
 @pytest.mark.parametrize("gpu", [True, False])

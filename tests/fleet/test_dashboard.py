@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.fleet.monitoring_files import ROLES, promtool, render, unknown_service_metrics
+from tests.fleet.monitoring_files import ROLES, promtool, render, unknown_gpu_metrics, unknown_service_metrics
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,10 @@ def test_queries_parse(dashboard: dict[str, Any], tmp_path: Path) -> None:
 
 def test_metrics_of_the_service_exist(dashboard: dict[str, Any]) -> None:
     assert not unknown_service_metrics("\n".join(queries(dashboard)))
+
+
+def test_metrics_of_the_gpus_exist(dashboard: dict[str, Any]) -> None:
+    assert not unknown_gpu_metrics("\n".join(queries(dashboard)))
 
 
 def test_every_query_obeys_the_chosen_region_and_host(dashboard: dict[str, Any]) -> None:

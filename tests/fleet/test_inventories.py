@@ -43,7 +43,7 @@ def evaluated(host: str, expression: str) -> Any:
 
 
 @pytest.mark.parametrize("inventory", ["example", "lab"])
-@pytest.mark.parametrize("playbook", ["site", "verify"])
+@pytest.mark.parametrize("playbook", ["site", "verify", "preflight", "gpu_health"])
 def test_syntax(inventory: str, playbook: str) -> None:
     run("ansible-playbook", "-i", f"inventories/{inventory}", f"playbooks/{playbook}.yml", "--syntax-check")
 
@@ -87,5 +87,6 @@ def test_a_monitoring_host_scrapes_its_region_over_https() -> None:
     remote = [entry for entry in targets if not entry["targets"][0].startswith("127.")]
     assert {entry["labels"]["host"] for entry in remote} == {"fra-gpu-1", "fra-gpu-2"}
     assert {entry["scheme"] for entry in remote} == {"https"}
+    assert sorted({entry["job"] for entry in remote}) == ["gpu", "maya1_tts", "node"]
     assert {entry["labels"]["region"] for entry in targets} == {"eu_frankfurt"}
     assert evaluated("fra-gpu-1", "gateway_metrics_allow") == [evaluated("fra-mon-1", "ansible_host")]

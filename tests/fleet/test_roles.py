@@ -37,8 +37,27 @@ def test_readme_names_the_declared_variables(role: str) -> None:
 def test_defaults_are_declared(role: str) -> None:
     folder = PROJECT / "roles" / role
     declared = load(folder / "meta" / "argument_specs.yml")["argument_specs"]["main"].get("options", {})
-    defaults = load(folder / "defaults" / "main.yml") or {}
+    # One file, or several in a folder of that name.
+    files = sorted((folder / "defaults").rglob("*.yml"))
+    assert files
+    defaults = {name: value for file in files for name, value in (load(file) or {}).items()}
     assert set(defaults) <= set(declared)
     # A default that is spelt out in both places must be the same.
     spelt_out = {name: option["default"] for name, option in declared.items() if "default" in option}
     assert {name: defaults.get(name) for name in spelt_out} == spelt_out
+
+
+def test_addresses_outside_are_settings(role: str) -> None:
+    """Whoever has a mirror, or no way out, names another address: none is spelt out but in the defaults."""
+    folder = PROJECT / "roles" / role
+    parts = ("tasks", "handlers", "templates", "vars", "files", "library")
+    found = [
+        (file.name, address)
+        for part in parts
+        for file in (folder / part).rglob("*")
+        if file.is_file()
+        for line in file.read_text().splitlines()
+        if not line.lstrip().startswith(("#", "//"))
+        for address in re.findall(r"https?://[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,}", line)
+    ]
+    assert found == []
