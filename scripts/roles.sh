@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests every role with Molecule, as many scenarios at a time as there are cores: most of their time is waiting.
-# Output goes to .cache/molecule/SCENARIO.log; that of a scenario that fails is also printed.
+# Tests roles with Molecule: those that are named, or all. As many scenarios at a time as there are cores, since
+# most of their time is waiting. Output goes to .cache/molecule/SCENARIO.log; that of a scenario that fails is also printed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +22,12 @@ scenario() {
 export -f scenario
 export logs
 
+if [ $# -eq 0 ]; then
+    mapfile -t all < <(find molecule -mindepth 2 -maxdepth 2 -name molecule.yml -printf '%h\n' | sed 's,.*/,,' | sort)
+    set -- "${all[@]}"
+fi
+
 # The first starts Docker where it does not run, and makes the image that all boot from.
 scenario base
-find molecule -mindepth 2 -maxdepth 2 -name molecule.yml -printf '%h\n' | sed 's,.*/,,' | grep -vx base | sort |
-    xargs --max-procs="$(nproc)" --replace bash -c 'scenario {}'
+printf '%s\n' "$@" | sed '/^base$/d' |
+    xargs --no-run-if-empty --max-procs="$(nproc)" --replace bash -c 'scenario {}'
