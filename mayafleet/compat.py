@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.version import Version
 
-from mayafleet import bundles
+from mayafleet import bundles, locks
 from mayafleet.bundles import Bundle
 from mayafleet.checks import Level
 from mayafleet.errors import ExitCode, FleetError
@@ -63,6 +64,7 @@ def judge_bundle(bundle: Bundle, today: date | None = None) -> list[Finding]:
         *_packages(bundle),
         *_cuda(bundle),
         *_floors(bundle),
+        *_package_floors(bundle),
     ]
 
 
@@ -299,6 +301,25 @@ def _floors(bundle: Bundle) -> Iterator[Finding]:
                 f"Take {row['take']} or later.",
                 _source(row),
             )
+
+
+def _package_floors(bundle: Bundle) -> Iterator[Finding]:
+    for name, version, row in below_floor(locks.pinned(locks.service(bundle["inference"]["requirements"]))):
+        yield Finding(
+            f"{name} vulnerability",
+            Level.WARN,
+            f"{version} has {row['cve']}, which {row['version']} mends",
+            f"Raise it in inference/pyproject.toml and renew {bundle['inference']['requirements']}.",
+            _source(row),
+        )
+
+
+def below_floor(pinned: dict[str, str]) -> Iterator[tuple[str, str, Row]]:
+    """Of Python packages, those with a known vulnerability: name, version, and the row that says so."""
+    for row in table()["package_floors"]:
+        version = pinned.get(row["package"])
+        if version and Version(version) < Version(row["version"]):
+            yield row["package"], version, row
 
 
 def _libraries(bundle: Bundle) -> dict[str, str]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mayafleet import bundles, compat
+from mayafleet import bundles, compat, sbom
 from mayafleet import inventory as inventories
 from mayafleet.checks import Level, worst
 from mayafleet.compat import Finding
@@ -84,6 +84,12 @@ def check(
 ) -> None:
     """Check that the parts of a bundle go together, are supported, and have no known vulnerability."""
     _tell([_judge(None, one, []) for one in name or bundles.names()], strict, as_json)
+
+
+@bundle_app.command("sbom")
+def bill(name: BundleArgument = DEFAULT) -> None:
+    """Print the bill of materials of this release with a bundle: CycloneDX 1.6, JSON."""
+    print(sbom.of(bundles.load(name)))
 
 
 def judge(

@@ -51,7 +51,16 @@ def setting(field: str, value: object) -> Change:
 def test_every_row_has_a_source_with_a_date() -> None:
     table = compat.table()
     sources = table["sources"]
-    for part in ("branches", "gpus", "cuda", "cuda_releases", "libraries", "floors", "broken"):
+    for part in (
+        "branches",
+        "gpus",
+        "cuda",
+        "cuda_releases",
+        "libraries",
+        "floors",
+        "package_floors",
+        "broken",
+    ):
         for row in table[part]:
             assert sources[row["source"]]["url"], row
     assert all(isinstance(source["date"], date) for source in sources.values())
