@@ -50,6 +50,10 @@ def test_secrets_are_closed(host: Any) -> None:
     assert "molecule-token" not in host.check_output("ps -eo args")
 
 
+def test_the_unit_may_do_little(host: Any) -> None:
+    host.check_output("systemd-analyze security --threshold=20 prometheus-alertmanager.service")
+
+
 def test_starts_with_the_machine(host: Any) -> None:
     assert host.service("prometheus-alertmanager").is_enabled
 

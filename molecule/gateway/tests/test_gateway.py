@@ -199,6 +199,34 @@ def test_comes_back_after_a_kill(host: Host, ask: Ask) -> None:
     assert ask("/livez").status_code == 200
 
 
+def test_nothing_of_it_runs_as_root(host: Host) -> None:
+    host.check_output("systemd-analyze security --threshold=20 nginx.service")
+    users = set(host.check_output("ps -o user= -C nginx").split())
+    assert users == {"www-data"}
+
+
+def test_comes_back_where_a_test_by_hand_took_its_files(host: Host, ask: Ask) -> None:
+    host.check_output("systemctl stop nginx && rm -f /var/log/nginx/error.log && nginx -t -q")
+    assert host.file("/var/log/nginx/error.log").user == "root"
+    host.check_output("systemctl start nginx")
+    assert ask("/v1/models").status_code == 200
+
+
+def test_an_upgrade_of_nginx_brings_the_new_program_without_a_gap(host: Host, ask: Ask) -> None:
+    before = host.file("/run/nginx/nginx.pid").content_string
+    host.check_output("apt-get install --reinstall -qq -y nginx")
+    assert host.file("/run/nginx/nginx.pid").content_string != before
+    assert ask("/v1/models").status_code == 200
+    assert host.service("nginx").is_running
+
+
+def test_logs_are_rotated_and_written_to(host: Host, ask: Ask) -> None:
+    host.check_output("logrotate --force /etc/logrotate.d/nginx")
+    ask("/v1/models")
+    assert '"path":"/v1/models"' in host.file("/var/log/nginx/access.log").content_string
+    assert host.file("/var/log/nginx/access.log.1").exists
+
+
 def test_log_is_json_and_names_no_token(host: Host, ask: Ask) -> None:
     ask("/v1/models?secret=1", headers={"Authorization": "Bearer token"})
     lines = host.file("/var/log/nginx/access.log").content_string.splitlines()

@@ -88,8 +88,9 @@ def test_nobody_says_so_himself(ask: Ask, alice: Path) -> None:
         assert "CN=alice" in str(told(ask(path, alice, headers=forged))), path
 
 
-def test_the_secret_is_for_root_alone(host: Host) -> None:
-    assert host.file("/etc/maya1/gateway/client_certificate.conf").mode == 0o600
+def test_the_secret_is_for_the_gateway_alone(host: Host) -> None:
+    told = host.file("/etc/maya1/gateway/client_certificate.conf")
+    assert (told.user, told.group, told.mode) == ("root", "www-data", 0o640)
     secret = host.file("/etc/maya1/secrets/gateway").content_string.strip()
     assert secret not in host.file("/etc/nginx/nginx.conf").content_string
     assert host.run("grep --recursive --quiet --fixed-strings -e %s /var/log/nginx", secret).rc == 1

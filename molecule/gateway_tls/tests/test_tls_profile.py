@@ -82,6 +82,7 @@ def ocsp(host: Host) -> Iterator[str]:
         openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial \\
             -extfile names -out leaf.pem
         cat leaf.pem ca.pem >chain.pem
+        chgrp www-data key.pem; chmod 0640 key.pem
         serial=$(openssl x509 -in leaf.pem -noout -serial | cut -d= -f2)
         printf 'V\\t991231235959Z\\t\\t%s\\tunknown\\t/CN=host\\n' "$serial" >index.txt
         systemd-run --unit ocsp --working-directory {folder} \\

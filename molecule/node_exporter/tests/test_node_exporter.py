@@ -29,6 +29,10 @@ def test_only_root_writes_textfiles(host: Any) -> None:
     assert host.run("runuser -u nobody -- touch /var/lib/prometheus/node-exporter/x.prom").failed
 
 
+def test_the_unit_may_do_little(host: Any) -> None:
+    host.check_output("systemd-analyze security --threshold=20 prometheus-node-exporter.service")
+
+
 def test_starts_with_the_machine(host: Any) -> None:
     assert host.service("prometheus-node-exporter").is_enabled
 

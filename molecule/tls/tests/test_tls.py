@@ -56,7 +56,7 @@ def test_clients_can_verify_the_certificate(host: Host, variables: dict[str, Any
 
 def test_key_is_for_root_alone(host: Host) -> None:
     key = host.file(f"{TLS}/privkey.pem")
-    assert (key.user, key.group, key.mode) == ("root", "root", 0o600)
+    assert (key.user, key.group, key.mode) == ("root", "www-data", 0o640)
 
 
 def test_keys_stay_where_they_were_made(host: Host, lab_state: Path) -> None:
@@ -90,7 +90,7 @@ def test_provided_files(host: Host, converge: Converge, tmp_path: Path) -> None:
     run = converge(tls_source="files", tls_certificate_file=certificate, tls_private_key_file=key)
     assert run.returncode == 0, run.stdout
     assert host.file(f"{TLS}/fullchain.pem").content_string == Path(certificate).read_text()
-    assert host.file(f"{TLS}/privkey.pem").mode == 0o600
+    assert host.file(f"{TLS}/privkey.pem").mode == 0o640
     assert Path(key).read_text().splitlines()[1] not in run.stdout
     # Back to where the other tests start.
     assert converge().returncode == 0

@@ -46,7 +46,7 @@ def broken_nginx(host: Host) -> Iterator[None]:
 def test_clients_can_verify_the_certificate(host: Host) -> None:
     assert host.check_output(fetch("/livez", "--output /dev/null --write-out '%{http_code}'")) == "200"
     key = host.file(f"{TLS}/privkey.pem")
-    assert (key.user, key.mode) == ("root", 0o600)
+    assert (key.user, key.group, key.mode) == ("root", "www-data", 0o640)
 
 
 def test_a_timer_renews_it(host: Host) -> None:

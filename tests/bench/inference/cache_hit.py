@@ -51,7 +51,7 @@ def gateway_configuration(folder: Path, upstream: str, port: int) -> str:
     file = f"location /file/ {{ alias {folder}/; }}\n        location / {{"
     for pattern, new in (
         (r"^user .*;", "user root;"),
-        (r"/run/nginx.pid", f"{folder}/nginx.pid"),
+        (r"/run/nginx/nginx.pid", f"{folder}/nginx.pid"),
         (r"/var/log/nginx", str(folder)),
         (r"listen \[::\].*\n", ""),
         (r"listen 80 ", f"listen 127.0.0.1:{free_port()} "),
