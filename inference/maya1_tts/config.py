@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from maya1_tts.errors import ConfigError, shown
@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     grpc_client_ca_file: Path | None = None
     cache_memory_bytes: int = Field(67_108_864, ge=0)
     cache_per_tenant: bool = False
+    shared_cache_seconds: int = Field(0, ge=0, le=31_536_000)
     cache_secret_file: Path | None = None
     object_store_url: str | None = None
     object_store_endpoint: str | None = None
@@ -92,6 +93,13 @@ class Settings(BaseSettings):
             raise ValueError("allowed: unix:///path/to/socket, redis://host:port/db or rediss://host:port/db")
         if value and "@" in value:
             raise ValueError("a password does not belong here; allowed: a URL without user and password")
+        return value
+
+    @field_validator("shared_cache_seconds")
+    @classmethod
+    def _for_everybody(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("cache_per_tenant"):
+            raise ValueError("allowed with CACHE_PER_TENANT: 0, since a shared cache tells no tenants apart")
         return value
 
     @field_validator("object_store_url")

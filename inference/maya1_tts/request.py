@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
@@ -37,6 +37,7 @@ _ALLOWED = {
 }
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
+_NUMBERS = ("speed", "sample_rate", "seed", "temperature", "top_p", "repetition_penalty")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -69,6 +70,12 @@ class SpeechRequest(Options):
     @property
     def streamed(self) -> bool:
         return self.stream or self.stream_format is not None
+
+
+class FileRequest(Options):
+    """The query of GET /v1/audio/speech: a whole file, which a cache may keep."""
+
+    input: str
 
 
 class JobRequest(Options):
@@ -156,8 +163,29 @@ def _explain(error: ValidationError) -> ApiError:
     return ApiError(400, code, f"'{field}' is {shown(first['input'])}; allowed: {_ALLOWED[field]}.", field)
 
 
+def from_query(items: Iterable[tuple[str, str]]) -> FileRequest:
+    """Raises ApiError unless each field is there once at most, and right."""
+    fields: dict[str, Any] = {}
+    for name, value in items:
+        if name in fields:
+            raise ApiError(400, "invalid_value", f"{shown(name)} is there twice; allowed: once.", name)
+        fields[name] = _number(value) if name in _NUMBERS else value
+    return validate(fields, FileRequest)
+
+
+def _number(value: str) -> object:
+    """What a body would have in its place; what is no number stays as it is, and is refused as such."""
+    try:
+        return json.loads(value, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return value
+
+
 def to_order(
-    request: SpeechRequest | JobRequest, settings: Settings, engine: Engine, limit: int | None = None
+    request: SpeechRequest | FileRequest | JobRequest,
+    settings: Settings,
+    engine: Engine,
+    limit: int | None = None,
 ) -> Order:
     """Raises ApiError for whatever the configured engine cannot do. limit: characters, if not as usual."""
     check_text(request.input, limit or settings.max_input_chars)

@@ -292,7 +292,7 @@ class Studio:
 
     def listen(self, order: Order, claim: Claim) -> Listener:
         """Start the order, or join it where it is being carried out already. Pair with `leave`."""
-        key = self._key(order, claim.tenant if self._per_tenant else "")
+        key = self.key(order, claim)
         speech = self._speeches.get(key)
         joined = speech is not None and not speech.over
         if speech is None or speech.over:
@@ -339,12 +339,12 @@ class Studio:
         if self._speeches.get(speech.key) is speech:
             del self._speeches[speech.key]
 
-    def _key(self, order: Order, owner: str) -> str:
+    def key(self, order: Order, claim: Claim) -> str:
         """Over all that changes a byte of the result, and over whose it is where it is not for everybody."""
         parts = (
             ENCODER_REVISION, order.voice.id, order.voice.revision, str(order.voice.sample_rate),
             str(order.file_rate), order.format, repr(order.delivery), order.text,
-            owner,
+            claim.tenant if self._per_tenant else "",
         )  # fmt: skip
         digest = hashlib.sha256()
         for part in parts:

@@ -32,7 +32,7 @@ def test_the_document_names_every_route_and_who_may_use_it(service: Service) -> 
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 12
+    assert len(operations) == 13
     for (method, path), operation in operations.items():
         assert ("security" in operation) == path.startswith("/v1/"), (method, path)
     speech = operations["POST", "/v1/audio/speech"]

@@ -47,6 +47,11 @@ DEADLINE: dict[str, Any] = {
 }
 
 
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "`If-None-Match` names what it would be."}
+}
+
+
 class Failure(BaseModel):
     """`code` is stable and meant for programs; `message` is meant for people."""
 
@@ -82,6 +87,22 @@ def body(model: type[Options], longest: int) -> dict[str, Any]:
     schema = model.model_json_schema()
     schema["properties"]["input"] |= {"minLength": 1, "maxLength": longest}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def query(model: type[Options], longest: int) -> dict[str, Any]:
+    """An operation's query, of the same fields as a body would have. longest: characters of `input`."""
+    schema = model.model_json_schema()
+    schema["properties"]["input"] |= {"minLength": 1, "maxLength": longest}
+    parameters = [
+        {"name": name, "in": "query", "required": name in schema["required"], "schema": _given(field)}
+        for name, field in schema["properties"].items()
+    ]
+    return {"parameters": [*parameters, DEADLINE]}
+
+
+def _given(field: dict[str, Any]) -> dict[str, Any]:
+    """What a field may be where it is there: a query knows no null."""
+    return next((kind for kind in field.get("anyOf", []) if kind["type"] != "null"), field)
 
 
 def document_routes(app: FastAPI) -> APIRouter:

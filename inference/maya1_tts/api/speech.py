@@ -1,4 +1,4 @@
-"""POST /v1/audio/speech."""
+"""POST and GET /v1/audio/speech."""
 
 import asyncio
 import base64
@@ -15,16 +15,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from maya1_tts import tracing
+from maya1_tts.admission import Claim
 from maya1_tts.api.access import allowed
-from maya1_tts.api.document import DEADLINE, EVENTS, audio, body, errors
+from maya1_tts.api.document import DEADLINE, EVENTS, NOT_MODIFIED, audio, body, errors, query
 from maya1_tts.api.failures import ClientGone
 from maya1_tts.api.service import Service
 from maya1_tts.audio import MEDIA_TYPES, Format
 from maya1_tts.engine import Timing
 from maya1_tts.errors import ApiError
 from maya1_tts.playout import measured
-from maya1_tts.request import SpeechRequest, parse, read_body, to_order
-from maya1_tts.studio import Listener, Speech, Studio
+from maya1_tts.request import FileRequest, SpeechRequest, from_query, parse, read_body, to_order
+from maya1_tts.studio import Listener, Order, Speech, Studio
 
 TOKENS_PER_SECOND = 20  # about what OpenAI counts for its own speech; the engines here have no common token
 DELTA_BYTES = 49152  # of audio in one event: a hit comes in one piece, which may be megabytes
@@ -78,6 +79,10 @@ class DirectRoute(APIRoute):
 
 def speech_routes(service: Service) -> APIRouter:
     router = APIRouter(dependencies=[allowed(service, "speak")], route_class=DirectRoute)
+    shared = service.settings.shared_cache_seconds
+    keeping = (
+        f"public, max-age={shared}" if shared else f"private, max-age={service.settings.cache_ttl_seconds}"
+    )
 
     @router.post(
         "/v1/audio/speech",
@@ -92,11 +97,9 @@ def speech_routes(service: Service) -> APIRouter:
     )
     async def speech(request: Request) -> Response:
         begin = time.perf_counter()
-        record = request.state.record
-        studio, engine = service.studio, service.engine
         content = await read_body(request, service.settings.max_body_bytes)
         asked = parse(content, request.headers.get("content-type", ""), SpeechRequest)
-        record.text = asked.input
+        request.state.record.text = asked.input
         if asked.timestamps and asked.stream_format != "sse" and asked.streamed:
             raise ApiError(
                 400,
@@ -105,9 +108,39 @@ def speech_routes(service: Service) -> APIRouter:
                 "allowed: with 'stream_format' 'sse', or without a stream.",
                 "timestamps",
             )
-        order = to_order(asked, service.settings, engine)
-        record.engine, record.order = engine.name, order
+        order = to_order(asked, service.settings, service.engine)
         claim = service.claim(request.state.subject, request.headers, listening=asked.streamed)
+        return await answer(request, asked, order, claim, begin)
+
+    @router.get(
+        "/v1/audio/speech",
+        response_class=Response,
+        responses=audio("A whole file, as POST gives it.")
+        | NOT_MODIFIED
+        | errors(400, 401, 403, 404, 429, 500, 503),
+        openapi_extra=query(FileRequest, service.settings.max_input_chars),
+    )
+    async def file(request: Request) -> Response:
+        """For browsers and caches in front: what is asked for stands in the address, and has an ETag."""
+        begin = time.perf_counter()
+        asked = from_query(request.query_params.multi_items())
+        request.state.record.text = asked.input
+        order = to_order(asked, service.settings, service.engine)
+        claim = service.claim(request.state.subject, request.headers, listening=False)
+        key = service.studio.key(order, claim)
+        kept = {"ETag": f'"{key.rpartition(":")[2]}"', "Cache-Control": keeping}
+        if kept["ETag"] in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=kept)
+        whole = await answer(request, SpeechRequest(**asked.model_dump()), order, claim, begin)
+        whole.headers.update(kept)
+        return whole
+
+    async def answer(
+        request: Request, asked: SpeechRequest, order: Order, claim: Claim, begin: float
+    ) -> Response:
+        record = request.state.record
+        studio, engine = service.studio, service.engine
+        record.engine, record.order = engine.name, order
         charge = record.charge = await service.budgets.charge(
             request.state.subject, len(order.text), order.seconds
         )

@@ -128,6 +128,11 @@ def test_too_large_a_body(ask: Ask) -> None:
     assert (answer.status_code, code(answer)) == (413, "body_too_large")
 
 
+def test_too_long_an_address(ask: Ask) -> None:
+    answer = ask("/v1/audio/speech?input=" + "x" * 9000)
+    assert (answer.status_code, code(answer)) == (414, "uri_too_long")
+
+
 def test_too_many_requests(ask: Ask) -> None:
     answers = [ask("/v1/models") for _ in range(60)]
     refused = [answer for answer in answers if answer.status_code == 429]
