@@ -26,6 +26,12 @@ def test_check_mode_passes_on_a_converged_host_and_sees_no_change(site: Site) ->
     assert site.converged_check.counts(FIRST)["changed"] == 0, site.converged_check.output
 
 
+def test_the_units_may_do_little(lab: Lab, site: Site) -> None:
+    for unit, exposure in (("nginx", 20), ("maya1-tts", 40)):
+        lab.on(FIRST, f"systemd-analyze security --threshold={exposure} {unit}.service")
+    assert set(lab.on(FIRST, "ps -o user= -C nginx").split()) == {"www-data"}
+
+
 def test_a_region_limit_leaves_the_other_region_alone(site: Site) -> None:
     for run in (site.fresh_check, site.first, site.second, site.converged_check):
         assert list(run.result["hosts"]) == [FIRST]
