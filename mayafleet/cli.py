@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -289,13 +289,19 @@ def say(
         Path | None, typer.Option(help="Authority to trust at --url. [default: the system's]")
     ] = None,
     token_file: Annotated[Path | None, typer.Option(help="File with the token for --url.")] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Client certificate to show, with its key in the same file, as `cert issue` writes it."
+        ),
+    ] = None,
 ) -> None:
     """Have a host speak a text into a file, and show how fast it did."""
     suffix = output.suffix.removeprefix(".") if output else ""
     audio_format = audio_format or (suffix if suffix in speech.FORMATS else "wav")
     spoken = speech.say(
         sys.stdin.read() if text == "-" else text,
-        _connection(inventory, host, url, ca, token_file),
+        _connection(inventory, host, url, ca, token_file, certificate),
         output or Path(f"speech.{audio_format}"),
         audio_format=audio_format,
         voice=voice,
@@ -495,25 +501,30 @@ def _client_authority(paths: list[Path]) -> Path:
 
 
 def _connection(
-    inventory: list[Path] | None, host: str | None, url: str | None, ca: Path | None, token_file: Path | None
+    inventory: list[Path] | None,
+    host: str | None,
+    url: str | None,
+    ca: Path | None,
+    token_file: Path | None,
+    certificate: Path | None,
 ) -> speech.Connection:
     if inventory and not (url or ca or token_file):
-        return speech.connection(inventory, host)
-    if inventory or not url or not token_file:
+        return replace(speech.connection(inventory, host), certificate=certificate)
+    if inventory or not url or not (token_file or certificate):
         raise FleetError(
             "It is not clear which service is to speak.",
-            "Give --inventory and --host, or --url and --token-file.",
+            "Give --inventory and --host, or --url and --token-file or --certificate.",
             ExitCode.USAGE,
         )
     try:
-        token = token_file.read_text().strip()
+        token = token_file.read_text().strip() if token_file else None
     except OSError as error:
         raise FleetError(
             f"The token file {token_file} cannot be read: {error.strerror}.",
             "Make a token with `mayafleet jwt issue`.",
             ExitCode.USAGE,
         ) from None
-    return speech.Connection(url, token, ca)
+    return speech.Connection(url, token, ca, certificate)
 
 
 def _show(spoken: speech.Spoken) -> None:

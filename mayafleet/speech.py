@@ -32,11 +32,13 @@ OPTIONAL_VARIABLES = ("fleet_ca_file",)  # without it, the authorities of this s
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a host's speech service answers, whom to trust there, and the token to show."""
+    """Where a host's speech service answers, whom to trust there, and the token or certificate to show."""
 
     url: str
-    token: str
+    token: str | None
     ca_file: Path | None = None
+    certificate: Path | None = None
+    """With its key in the same file."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith("https://"):
@@ -51,6 +53,8 @@ class Connection:
                 "Set fleet_ca_file for the host, or --ca.",
                 ExitCode.USAGE,
             )
+        if self.certificate:
+            _require_pair(self.certificate)
 
     @property
     def host(self) -> str:
@@ -184,17 +188,31 @@ def _host_variables(paths: Path | Sequence[Path], host: str | None, names: Seque
     return {name: str(value) for name, value in values.items() if value}
 
 
+def _require_pair(file: Path) -> None:
+    """Raise FleetError unless a file holds a client certificate and its key."""
+    try:
+        ssl.create_default_context().load_cert_chain(file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else "no certificate with its key"
+        raise FleetError(
+            f"{file} cannot be used as a client certificate: {reason}.",
+            "Give the file that `mayafleet cert issue` wrote.",
+            ExitCode.USAGE,
+        ) from None
+
+
 # --- the request --------------------------------------------------------------------------------------------
 
 
 class _Bearer(requests.auth.AuthBase):
     """Given as `auth`, so that no password of a .netrc file replaces it."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str | None) -> None:
         self.token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.token}"
+        if self.token:
+            request.headers["Authorization"] = f"Bearer {self.token}"
         return request
 
 
@@ -207,6 +225,7 @@ def _answer(connection: Connection, request: dict[str, object]) -> Iterator[requ
         f"{connection.url.rstrip('/')}/v1/audio/speech",
         json=request,
         auth=_Bearer(connection.token),
+        cert=str(connection.certificate) if connection.certificate else None,
         headers={"Accept-Encoding": "identity"},
         verify=verify,
         stream=True,

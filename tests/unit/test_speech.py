@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from mayafleet import speech, tokens
+from mayafleet import certs, speech, tokens
 from mayafleet.errors import ExitCode, FleetError
 from mayafleet.speech import Connection
 
@@ -51,13 +51,16 @@ class StandIn(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, certificate: Path) -> None:
+    def __init__(self, certificate: Path, clients: Path | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
+        if clients:
+            context.load_verify_locations(clients)
+            context.verify_mode = ssl.CERT_REQUIRED
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.asked: list[dict[str, Any]] = []
-        self.authorization = ""
+        self.authorization: str | None = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that turns away is what some tests are about."""
@@ -205,6 +208,36 @@ def test_pcm_is_measured_by_its_bytes_and_mp3_by_what_the_service_says(
     assert math.isnan(speech.say("hello", connection, tmp_path / "c.mp3", audio_format="mp3").rtf)
 
 
+@pytest.fixture
+def client_certificate(tmp_path: Path) -> Path:
+    return certs.Authority.create(tmp_path / "clients").issue("alice", days=1, scopes=[tokens.Scope.SPEAK])
+
+
+def test_a_client_certificate_is_shown_and_does_without_a_token(
+    certificate: Path, client_certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = StandIn(certificate, tmp_path / "clients" / "ca.pem")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"https://127.0.0.1:{server.server_port}"
+    try:
+        speech.say("hello", Connection(url, None, certificate, client_certificate), tmp_path / "out.wav")
+        assert server.authorization is None
+        with pytest.raises(FleetError):
+            speech.say("hello", Connection(url, "token", certificate), tmp_path / "out.wav")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_what_is_no_client_certificate_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=r"absent\.pem cannot be used .*: No such file or directory\."):
+        Connection("https://fra1", None, None, tmp_path / "absent.pem")
+    (tmp_path / "half.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    with pytest.raises(FleetError, match=r"half\.pem cannot be used .*: no certificate with its key\."):
+        Connection("https://fra1", None, None, tmp_path / "half.pem")
+
+
 def test_the_service_is_asked_as_openai_clients_ask(
     connection: Connection, service: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +344,7 @@ def test_the_only_gpu_host_is_found_and_gets_a_short_lived_token(
     monkeypatch.setenv("LOGNAME", "ada")
     speech.say("hello", speech.connection(inventory / "hosts.yml"), tmp_path / "out.wav")
     (key,) = jwt.PyJWKSet.from_json((inventory / "jwt" / "jwks.json").read_text()).keys
-    token = service.authorization.removeprefix("Bearer ")
+    token = str(service.authorization).removeprefix("Bearer ")
     claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="tts", issuer="fleet-fra1")
     assert claims["sub"] == "operator:ada"
     assert claims["exp"] - claims["iat"] == 300

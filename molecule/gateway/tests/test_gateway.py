@@ -145,6 +145,36 @@ def test_too_many_requests(ask: Ask) -> None:
     time.sleep(3)
 
 
+def test_a_route_has_a_budget_of_its_own(ask: Ask, converge: Converge) -> None:
+    jobs = {
+        "path": "/v1/audio/jobs",
+        "requests_per_second": 1,
+        "burst": 2,
+        "connections": 5,
+        "max_body": "1k",
+    }
+    assert converge(gateway_routes=[jobs]).returncode == 0
+    try:
+        answers = [ask(f"/v1/audio/jobs/{number}") for number in range(8)]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert [answer.status_code for answer in answers[:3]] == [200] * 3
+        assert refused
+        assert "at most 1 a second and 5 at a time" in refused[0].json()["error"]["message"]
+        assert {ask("/v1/models").status_code for _ in range(8)} == {200}
+        assert ask("/v1/models", method="POST", data=b"x" * 2000).status_code != 413
+        time.sleep(3)  # until the budget is there again
+        assert code(ask("/v1/audio/jobs", method="POST", data=b"x" * 2000)) == "body_too_large"
+    finally:
+        assert converge().returncode == 0
+
+
+def test_a_budget_for_no_path_of_the_api_is_refused(converge: Converge) -> None:
+    wrong = {"path": "/metrics", "requests_per_second": 1, "burst": 2, "connections": 5}
+    run = converge(gateway_routes=[wrong])
+    assert run.returncode != 0
+    assert "allowed is each path once, one that begins with /v1/" in run.stdout
+
+
 @pytest.mark.usefixtures("no_upstream")
 def test_service_is_down(ask: Ask) -> None:
     answer = ask("/v1/models")
