@@ -19,6 +19,7 @@ from maya1_tts.config import Settings
 PUBLIC, ANY_TOKEN = "public", "any token"
 NEEDS = {
     ("POST", "/v1/audio/speech"): "speak",
+    ("GET", "/v1/audio/speech"): "speak",
     ("WEBSOCKET", "/v1/audio/speech/ws"): "speak",
     ("POST", "/v1/audio/jobs"): "jobs",
     ("GET", "/v1/audio/jobs"): "jobs",

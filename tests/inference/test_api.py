@@ -224,7 +224,7 @@ def test_too_large_bodies_announced_and_chunked(service: Service) -> None:
 def test_unknown_routes_and_methods(service: Service) -> None:
     expect_error(service.http.get("/v1/nothing"), 404, "not_found")
     expect_error(service.http.get("/docs"), 404, "not_found")
-    expect_error(service.http.get("/v1/audio/speech"), 405, "method_not_allowed")
+    expect_error(service.http.put("/v1/audio/speech"), 405, "method_not_allowed")
     expect_error(service.http.delete("/v1/models"), 405, "method_not_allowed")
     assert service.http.put("/v1/audio/jobs").headers["allow"] == "GET, POST"
     expect_error(service.http.get("/v1/models/nothing"), 404, "model_not_found")

@@ -75,6 +75,17 @@ def test_an_answered_request(running: Running, log: Log, stream: bool) -> None:
     assert "marmalade" not in "".join(log.all())
 
 
+def test_a_file_that_is_fetched(running: Running, log: Log) -> None:
+    running.engine.permits.release(2)
+    fields = {"model": "gate", "input": "marmalade bread", "response_format": "pcm"}
+    answer = running.http.get("/v1/audio/speech", params=fields)
+    assert answer.status_code == 200, answer.text
+    line = log.only()
+    assert (line["chars"], line["outcome"], line["subject"]) == (15, "done", "me")
+    service = [line for line in log.all() if "httpx" not in line]
+    assert "marmalade" not in "".join(service)
+
+
 @pytest.mark.parametrize(
     ("text", "claims", "status", "code", "known"),
     [
@@ -150,7 +161,7 @@ def test_a_client_that_leaves_before_it_hears(running: Running, log: Log) -> Non
 
 def test_only_requests_for_speech_are_audited(running: Running, log: Log) -> None:
     assert running.http.get("/v1/models").status_code == 200
-    assert running.http.get("/v1/audio/speech").status_code == 405
+    assert running.http.put("/v1/audio/speech").status_code == 405
     assert log.audit() == []
 
 

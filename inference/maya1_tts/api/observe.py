@@ -88,7 +88,7 @@ class Observe:
             span |= {"http.response.status_code": status}
             span |= {f"maya1.{name}": value for name, value in fields.items()}
             answered(self._service, record.begun, fields, route, method, status)
-            if speaks and method == "POST":
+            if speaks and method in ("GET", "POST"):
                 record.subject = state.get("subject")
                 error = record.listener.speech.error if record.listener else None
                 code = fields.get("code") or (error.code if error else None)

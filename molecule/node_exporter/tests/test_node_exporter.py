@@ -10,7 +10,12 @@ def test_listens_on_loopback_alone(host: Any) -> None:
 def test_tells_of_the_machine(host: Any) -> None:
     metrics = scrape(host)
     assert f'nodename="{host.check_output("uname -n")}"' in metrics
-    for name in ("node_memory_MemAvailable_bytes", "node_filesystem_avail_bytes", "node_cpu_seconds_total"):
+    for name in (
+        "node_memory_MemAvailable_bytes",
+        "node_filesystem_avail_bytes",
+        "node_cpu_seconds_total",
+        "node_timex_offset_seconds",
+    ):
         assert f"\n{name}" in metrics
     assert 'collector="zfs"' not in metrics
 
