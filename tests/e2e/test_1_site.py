@@ -32,6 +32,12 @@ def test_the_units_may_do_little(lab: Lab, site: Site) -> None:
     assert set(lab.on(FIRST, "ps -o user= -C nginx").split()) == {"www-data"}
 
 
+def test_a_role_runs_alone_by_its_tag(lab: Lab, site: Site) -> None:
+    alone = lab.provision("--region", "eu_frankfurt", "--tags", "hardening")
+    assert alone.code == 0, alone.output
+    assert alone.counts(FIRST)["changed"] == 0, alone.output
+
+
 def test_a_region_limit_leaves_the_other_region_alone(site: Site) -> None:
     for run in (site.fresh_check, site.first, site.second, site.converged_check):
         assert list(run.result["hosts"]) == [FIRST]

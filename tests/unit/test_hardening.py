@@ -142,6 +142,13 @@ def test_a_tmpfs_without_a_line_gets_one_and_a_disk_does_not() -> None:
     assert mount_options.with_options("", "/home", "ext4", ["nodev"]) == ""
 
 
+def test_a_path_becomes_a_tmpfs_once() -> None:
+    once = mount_options.with_tmpfs("", "/tmp", "25%", ["noexec"])
+    assert once == "tmpfs\t/tmp\ttmpfs\tmode=1777,size=25%,noexec\t0\t0\n"
+    assert mount_options.with_tmpfs(once, "/tmp", "25%", ["noexec"]) == once
+    assert mount_options.with_tmpfs("UUID=1 /tmp ext4\n", "/tmp", "25%", []) == "UUID=1 /tmp ext4\n"
+
+
 def test_mounts_are_read_by_path() -> None:
     mounts = mount_options.parse_mounts("tmpfs /dev/shm tmpfs rw,nosuid,nodev 0 0\n")
     assert mounts == {"/dev/shm": (["rw", "nosuid", "nodev"], "tmpfs")}

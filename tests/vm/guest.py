@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,11 @@ class Root:
     @property
     def key(self) -> Path:
         return self.folder / "id_ed25519"
+
+    @property
+    def token_key(self) -> Path:
+        """Signs tokens that its speech service takes, where it has one."""
+        return self.folder / "token.pem"
 
     def variables(self) -> dict[str, Any]:
         """Ansible's variables of the lab host that it was made of."""
@@ -87,6 +92,7 @@ def make_root(name: str, playbooks: Sequence[Path], made_from: Sequence[Path]) -
             lab.run(lab.as_root(["sh", "-euc", script]))
             lab.run(lab.as_root(["chown", "-R", f"{os.getuid()}", str(made)]))
         shutil.copy(state / "ssh/id_ed25519", made)
+        shutil.copy(state / "jwt/private.pem", made / "token.pem")
         (made / "variables.json").write_text(
             _output(["ansible-inventory", "-i", str(inventory), "--host", host])
         )
@@ -97,11 +103,15 @@ def make_root(name: str, playbooks: Sequence[Path], made_from: Sequence[Path]) -
     return Root(folder)
 
 
-# Files that Docker mounts into a container are empty in the copy. By /.dockerenv programs know a container.
+# The host shuts down, so that nothing is copied half written. Files that Docker mounts into a container are
+# empty in the copy, and the engine's folder is a volume. By /.dockerenv programs know a container.
 EXPORT = """
+docker kill --signal RTMIN+3 {container} >/dev/null
+docker wait {container} >/dev/null
 tree={made}/tree
 mkdir $tree
 docker export {container} | tar -x -C $tree
+cp -a $(docker volume inspect --format '{{{{.Mountpoint}}}}' {container}-docker)/. $tree/var/lib/docker
 rm -f $tree/.dockerenv
 echo {host} > $tree/etc/hostname
 echo 127.0.0.1 localhost {host} > $tree/etc/hosts
@@ -121,7 +131,7 @@ class Guest:
         folder.mkdir(parents=True, exist_ok=True)
         self.root, self.folder = root, folder
         self.kernel = kernel or root.kernels()[-1]
-        self.port = _free_port()
+        self.port, self.https_port = _free_ports(2)
         self.console = folder / "console.log"
         layer = folder / "layer.qcow2"
         lab.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(root.disk), str(layer)])
@@ -136,7 +146,8 @@ class Guest:
             "-initrd", str(root.boot / f"initrd.img-{self.kernel}"),
             "-append", "root=/dev/vda rw console=ttyS0 quiet",
             "-drive", f"file={layer},if=virtio,cache=unsafe",
-            "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:22",
+            "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.port}-:22"
+                       f",hostfwd=tcp:127.0.0.1:{self.https_port}-:443",
             "-device", "virtio-net-pci,netdev=net", "-device", "virtio-rng-pci",
         ]  # fmt: skip
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -184,6 +195,7 @@ class Guest:
         reach = {
             "ansible_host": "127.0.0.1",
             "ansible_port": self.port,
+            "firewall_ssh_port": 22,
             "ansible_ssh_common_args": " ".join(self._ssh_options()),
             "ansible_ssh_timeout": 120,
         }
@@ -267,7 +279,9 @@ def _environment() -> dict[str, str]:
     return os.environ | project.ansible_environment()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

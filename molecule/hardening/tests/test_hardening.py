@@ -72,7 +72,7 @@ def test_keys_of_somebody_else_are_put_back(host: Host, login: Login, converge: 
     assert run.returncode != 0
     assert "are as they were before" in said(run)
     assert login().stdout.strip() == "root"
-    assert "keys/%u" not in host.file("/etc/ssh/sshd_config.d/00-maya1-hardening.conf").content_string
+    assert "keys/%u" not in host.file("/etc/ssh/sshd_config").content_string
 
 
 def test_a_host_that_nobody_tells_puts_them_back_itself(host: Host, login: Login, lab_state: Path) -> None:
@@ -106,11 +106,11 @@ def test_a_host_that_nobody_tells_puts_them_back_itself(host: Host, login: Login
 def test_what_would_lock_out_is_refused(
     host: Host, login: Login, converge: Converge, settings: dict[str, Any], said_of_it: str
 ) -> None:
-    before = host.check_output("cat /etc/ssh/sshd_config.d/*")
+    before = host.check_output("cat /etc/ssh/sshd_config")
     run = converge(**settings)
     assert run.returncode != 0
     assert said_of_it in said(run)
-    assert host.check_output("cat /etc/ssh/sshd_config.d/*") == before
+    assert host.check_output("cat /etc/ssh/sshd_config") == before
     assert login().stdout.strip() == "root"
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/python
 """Ansible module: options of file systems that are mounted, now and after a boot.
 
-A path that is no file system of its own is left alone.
+A path that is no file system of its own is left alone, unless it is to become one in memory: at the next
+boot, since what lies there now would vanish from those who use it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ options:
     type: dict
     required: true
     description: Options to add, a list for each path.
+  tmpfs:
+    type: dict
+    default: {}
+    description: Paths that become file systems in memory at the next boot, and their sizes.
 author: [maya1-fleet]
 """
 EXAMPLES = """
@@ -41,11 +46,18 @@ FSTAB = Path("/etc/fstab")
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"options": {"type": "dict", "required": True}}, supports_check_mode=True
+        argument_spec={
+            "options": {"type": "dict", "required": True},
+            "tmpfs": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
     )
     mounted = parse_mounts(Path("/proc/self/mounts").read_text())
     before = text = FSTAB.read_text() if FSTAB.exists() else ""
     changes = []
+    for path, size in module.params["tmpfs"].items():
+        if path not in mounted:
+            text = with_tmpfs(text, path, size, module.params["options"].get(path, []))
     for path, wanted in module.params["options"].items():
         if path not in mounted:
             continue
@@ -59,6 +71,14 @@ def main() -> None:
         if not module.check_mode:
             FSTAB.write_text(text)
     module.exit_json(changed=bool(changes), changes=changes)
+
+
+def with_tmpfs(text: str, path: str, size: str, options: Iterable[str]) -> str:
+    """The text of /etc/fstab with a file system in memory at a path that it has no line for."""
+    if any(line.split()[1:2] == [path] for line in text.splitlines() if not line.lstrip().startswith("#")):
+        return text
+    fields = ["tmpfs", path, "tmpfs", ",".join(["mode=1777", f"size={size}", *options]), "0", "0"]
+    return text + "\t".join(fields) + "\n"
 
 
 def parse_mounts(text: str) -> dict[str, tuple[list[str], str]]:
