@@ -41,6 +41,9 @@ PYTHON_PACKAGES = "ca-certificates,python3,python3-venv,python3-pip"
 
 ENGINE_LOG = Path("/var/log/mayafleet-dockerd.log")
 
+# What a tunnel in user space needs, where a kernel has no WireGuard; a virtual server has it.
+TUN = Path("/dev/net/tun")
+
 # Extra authorities an administrator gave this machine, as `update-ca-certificates` finds them.
 LOCAL_AUTHORITIES = Path("/usr/local/share/ca-certificates")
 CA_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -383,6 +386,7 @@ def ensure_container(lab: Lab, host: str, image: str) -> None:
                "--tmpfs", "/run", "--tmpfs", "/tmp", "--volume", f"{volume}:/var/lib/docker",
                "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host",
                "--volume", f"{lab.state / 'resolv.conf'}:/etc/resolv.conf:ro",
+               *(["--device", str(TUN)] if TUN.exists() else []),
                image, "/lib/systemd/systemd")  # fmt: skip
     elif state != "running":
         docker("start", name)

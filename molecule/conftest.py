@@ -68,15 +68,23 @@ def converge() -> Converge:
     """Run the scenario's converge.yml again, with other variables, and hand back how it went."""
 
     def run(
-        check: bool = False, playbook: str = "converge.yml", before: Path | None = None, **variables: Any
+        check: bool = False,
+        playbook: str = "converge.yml",
+        before: Path | None = None,
+        after: Path | None = None,
+        limit: str = "all",
+        **variables: Any,
     ) -> subprocess.CompletedProcess[str]:
-        """before: an inventory whose hosts come before the scenario's."""
+        """before, after: an inventory that is read before the scenario's, or after it and so overrides it."""
         inventory = str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)
         command = [
             "ansible-playbook",
             *(["--inventory", str(before)] if before else []),
             "--inventory",
             inventory,
+            *(["--inventory", str(after)] if after else []),
+            "--limit",
+            limit,
             "--extra-vars",
             json.dumps(variables),
             playbook,

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mayafleet import networks
+
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = PROJECT / ".venv" / "bin"
 
@@ -77,16 +79,33 @@ def test_every_host_has_one_region_a_role_and_at_most_one_profile(example: dict[
         assert {"city", "country", "provider"} <= own["datacenter"].keys()
 
 
-def test_host_vars_hold_hardware_and_address_only() -> None:
+def test_host_vars_hold_hardware_and_addresses_only() -> None:
     for path in (PROJECT / "inventories" / "example" / "host_vars").glob("*.yml"):
-        assert set(yaml.safe_load(path.read_text())) == {"ansible_host", "hardware"}, path
+        assert set(yaml.safe_load(path.read_text())) == {"ansible_host", "wireguard_address", "hardware"}, (
+            path
+        )
 
 
-def test_a_monitoring_host_scrapes_its_region_over_https() -> None:
+def test_a_monitoring_host_scrapes_its_region_through_the_private_network() -> None:
     targets = evaluated("fra-mon-1", "prometheus_targets")
     remote = [entry for entry in targets if not entry["targets"][0].startswith("127.")]
-    assert {entry["labels"]["host"] for entry in remote} == {"fra-gpu-1", "fra-gpu-2"}
+    assert {(entry["labels"]["host"], *entry["targets"]) for entry in remote} == {
+        ("fra-gpu-1", evaluated("fra-gpu-1", "wireguard_address")),
+        ("fra-gpu-2", evaluated("fra-gpu-2", "wireguard_address")),
+    }
     assert {entry["scheme"] for entry in remote} == {"https"}
     assert sorted({entry["job"] for entry in remote}) == ["gpu", "maya1_tts", "node"]
     assert {entry["labels"]["region"] for entry in targets} == {"eu_frankfurt"}
-    assert evaluated("fra-gpu-1", "gateway_metrics_allow") == [evaluated("fra-mon-1", "ansible_host")]
+    assert evaluated("fra-gpu-1", "gateway_metrics_allow") == [evaluated("fra-mon-1", "wireguard_address")]
+    # What the gateway there answers with is valid for it.
+    assert evaluated("fra-gpu-1", "wireguard_address in tls_addresses")
+
+
+def test_addresses_of_the_private_network_are_well(example: dict[str, Any]) -> None:
+    variables = example["_meta"]["hostvars"]
+    (network,) = {host["wireguard_network"] for host in variables.values()}
+    hosts = {
+        name: {"address": host["wireguard_address"], "endpoint": host["ansible_host"]}
+        for name, host in variables.items()
+    }
+    assert networks.mesh_faults(network, hosts) == []

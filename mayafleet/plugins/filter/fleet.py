@@ -22,6 +22,7 @@ class FilterModule:
             "gpu_health": judge_gpu_health,
             "invalid_networks": networks.invalid,
             "contain_address": networks.contain,
+            "mesh_faults": mesh_faults,
         }
 
 
@@ -37,6 +38,11 @@ def bundle_findings(bundle: bundles.Bundle, gpus: Sequence[str] = ()) -> list[di
     """What the compatibility table says of a bundle, and of these GPUs with it."""
     findings = compat.judge(bundle, gpus)
     return [{**asdict(finding), "level": finding.level.value} for finding in findings]
+
+
+def mesh_faults(hosts: Mapping[str, Mapping[str, Any]], network: str) -> list[str]:
+    """What is wrong with the hosts of a private network, or with the network itself."""
+    return networks.mesh_faults(network, hosts)
 
 
 def driver_for_gpus(bundle: bundles.Bundle, devices: Sequence[str]) -> dict[str, Any]:
