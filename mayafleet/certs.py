@@ -87,14 +87,7 @@ class Authority:
             )
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP384R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "maya1-fleet clients")])
-        now = datetime.now(UTC)
-        certificate = (
-            _builder(name, name, key.public_key(), now, AUTHORITY_DAYS)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-            .sign(key, SHA384())
-        )
+        certificate = authority_certificate(key, "maya1-fleet clients")
         _write(folder / "ca.key", _pem(key), private=True)
         _write(folder / "crl.pem", _revocations(certificate, key, []).public_bytes(Encoding.PEM))
         _write(folder / "ca.pem", certificate.public_bytes(Encoding.PEM))
@@ -239,6 +232,17 @@ class Authority:
                 ExitCode.USAGE,
             )
         return key
+
+
+def authority_certificate(key: ec.EllipticCurvePrivateKey, common_name: str) -> x509.Certificate:
+    """The certificate of an authority, signed by itself."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    return (
+        _builder(name, name, key.public_key(), datetime.now(UTC), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .sign(key, SHA384())
+    )
 
 
 def _builder(

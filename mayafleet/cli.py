@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sys
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,7 +18,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mayafleet import __version__, certs, console, hardening, lab, project, runner, speech, tokens, versions
+from mayafleet import (
+    __version__,
+    certs,
+    console,
+    hardening,
+    lab,
+    project,
+    runner,
+    secrets,
+    speech,
+    tokens,
+    versions,
+)
 from mayafleet import inventory as inventories
 from mayafleet import preflight as judgement
 from mayafleet.checks import worst
@@ -34,6 +44,7 @@ from mayafleet.options import (
     OptionalInventoryOption,
     RegionOption,
     RunsOption,
+    time_span,
 )
 
 EXIT_CODES = (
@@ -49,6 +60,7 @@ app = typer.Typer(
 app.add_typer(lab.app, name="lab")
 app.add_typer(versions.bundle_app, name="bundle")
 app.add_typer(hardening.app, name="hardening")
+app.add_typer(secrets.app, name="secrets")
 app.command("compat")(versions.judge)
 jwt_app = typer.Typer(help="Keys and tokens that open the speech service.", no_args_is_help=True)
 app.add_typer(jwt_app, name="jwt")
@@ -72,6 +84,9 @@ def provision(
     region: RegionOption = None,
     check: CheckOption = False,
     diff: Annotated[bool, typer.Option("--diff", help="Show the changes of files.")] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Have the run folder tell more: -v to -vvvv.")
+    ] = 0,
     tags: Annotated[str, typer.Option(help="Only tasks with one of these tags: a,b.")] = "",
     skip_tags: Annotated[str, typer.Option(help="No tasks with one of these tags: a,b.")] = "",
     playbook: Annotated[str, typer.Option(help="Playbook in playbooks/, or a path to one.")] = "site",
@@ -87,6 +102,7 @@ def provision(
         skip_tags=_words(skip_tags),
         check=check,
         diff=diff,
+        verbosity=verbose,
         runs_dir=runs_dir,
         approve=versions.require_fit,
     )
@@ -185,7 +201,7 @@ def drain(
     runs_dir: RunsOption = None,
 ) -> None:
     """Take hosts out of service, one at a time, without cutting anybody off."""
-    seconds = int(_time_span(timeout).total_seconds())
+    seconds = int(time_span(timeout).total_seconds())
     _run_on_chosen(
         "drain",
         inventory,
@@ -341,7 +357,7 @@ def jwt_issue(
     if inventory and not key:
         signing = speech.signing(inventory, host)
     elif key and issuer and audience and not inventory:
-        signing = speech.Signing(key, issuer, audience)
+        signing = speech.Signing(tokens.load_key(key), issuer, audience)
     else:
         raise FleetError(
             "A token needs a key, an issuer and an audience.",
@@ -350,11 +366,11 @@ def jwt_issue(
         )
     print(
         tokens.issue(
-            signing.key_file,
+            signing.key,
             issuer=signing.issuer,
             audience=signing.audience,
             subject=subject,
-            ttl=_time_span(ttl),
+            ttl=time_span(ttl),
             scopes=scope,
             tenant=tenant,
         )
@@ -540,13 +556,6 @@ def _show(spoken: speech.Spoken) -> None:
     table.add_row("audio", f"{spoken.duration:.2f} s" if known else "of unknown length")
     table.add_row("file", Text(str(spoken.path), overflow="fold"))
     Console(highlight=False).print(table)
-
-
-def _time_span(value: str) -> timedelta:
-    parts = re.fullmatch(r"([1-9]\d{0,6})([smhd])", value)
-    if not parts:
-        raise FleetError(f"{value!r} is not a time span.", "Write it like 90s, 5m, 1h or 7d.", ExitCode.USAGE)
-    return timedelta(**{{"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[parts[2]]: int(parts[1])})
 
 
 def _words(value: str) -> list[str]:

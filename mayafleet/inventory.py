@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mayafleet import project
+from mayafleet import project, vault
 from mayafleet.errors import ExitCode, FleetError
 
 UNMATCHED = re.compile(r"Could not match supplied host pattern, ignoring: (.+)")
@@ -65,6 +65,7 @@ def load(paths: Path | Sequence[Path]) -> Inventory:
                 f"Inventories of this project: {known or 'none'}.",
                 ExitCode.USAGE,
             )
+    vault.unlock(paths)
     data, _ = _list(paths, "--export")
     groups = {name: list(dict.fromkeys(_members(data, name))) for name in data if name != "_meta"}
     regions = tuple(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mayafleet.errors import ExitCode, FleetError
 
 InventoryOption = Annotated[
     list[Path],
@@ -27,3 +31,11 @@ RunsOption = Annotated[
 HostsArgument = Annotated[list[str] | None, typer.Argument(help="Only these hosts.", show_default=False)]
 CheckOption = Annotated[bool, typer.Option("--check", help="Change nothing; show what would change.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
+
+
+def time_span(value: str, least: int = 1) -> timedelta:
+    """A span such as 90s, 5m, 1h or 7d."""
+    parts = re.fullmatch(r"(\d{1,7})([smhd])", value)
+    if not parts or int(parts[1]) < least:
+        raise FleetError(f"{value!r} is not a time span.", "Write it like 90s, 5m, 1h or 7d.", ExitCode.USAGE)
+    return timedelta(**{{"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[parts[2]]: int(parts[1])})

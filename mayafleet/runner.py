@@ -66,6 +66,7 @@ def run_playbook(
     skip_tags: Sequence[str] = (),
     check: bool = False,
     diff: bool = False,
+    verbosity: int = 0,
     variables: Mapping[str, Any] | None = None,
     runs_dir: Path | None = None,
     failed_code: ExitCode = ExitCode.HOST_FAILED,
@@ -102,6 +103,7 @@ def run_playbook(
                 tags=",".join(tags) or None,
                 skip_tags=",".join(skip_tags) or None,
                 extravars=dict(variables or {}),
+                verbosity=verbosity or None,
                 cmdline=" ".join(["--check"] * check + ["--diff"] * diff) or None,
             )
     finally:

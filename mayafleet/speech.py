@@ -17,6 +17,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import requests
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mayafleet import inventory as inventories
 from mayafleet import project, tokens
@@ -26,8 +27,10 @@ MODEL = "tts-1"
 FORMATS = ("wav", "mp3", "flac", "opus", "pcm")
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 120
 SAMPLE_BYTES = 2  # pcm is 16 bit, mono
-SIGNING_VARIABLES = ("fleet_jwt_key_file", "fleet_jwt_issuer", "fleet_jwt_audience")
-OPTIONAL_VARIABLES = ("fleet_ca_file",)  # without it, the authorities of this system are trusted
+KEY_VARIABLES = ("fleet_jwt_key", "fleet_jwt_key_file")  # one is enough; the first, encrypted, counts
+SIGNING_VARIABLES = (*KEY_VARIABLES, "fleet_jwt_issuer", "fleet_jwt_audience")
+# Without fleet_ca_file, the authorities of this system are trusted.
+OPTIONAL_VARIABLES = ("fleet_ca_file", *KEY_VARIABLES)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Spoken:
 class Signing:
     """What makes tokens for a host."""
 
-    key_file: Path
+    key: Ed25519PrivateKey
     issuer: str
     audience: str
 
@@ -95,7 +98,7 @@ def connection(inventory: Path | Sequence[Path], host: str | None = None) -> Con
     values = _host_variables(inventory, host, ("fleet_url", "fleet_ca_file", *SIGNING_VARIABLES))
     signer = _signing(values)
     subject = f"operator:{getpass.getuser()}"
-    token = tokens.issue(signer.key_file, issuer=signer.issuer, audience=signer.audience, subject=subject)
+    token = tokens.issue(signer.key, issuer=signer.issuer, audience=signer.audience, subject=subject)
     ca_file = values.get("fleet_ca_file")
     return Connection(values["fleet_url"], token, project.root() / ca_file if ca_file else None)
 
@@ -106,8 +109,17 @@ def signing(inventory: Path | Sequence[Path], host: str | None = None) -> Signin
 
 
 def _signing(values: dict[str, str]) -> Signing:
-    key_file, issuer, audience = (values[name] for name in SIGNING_VARIABLES)
-    return Signing(project.root() / key_file, issuer, audience)
+    if pem := values.get("fleet_jwt_key"):
+        key = tokens.parse_key(pem.encode(), "The variable fleet_jwt_key")
+    elif file := values.get("fleet_jwt_key_file"):
+        key = tokens.load_key(project.root() / file)
+    else:
+        raise FleetError(
+            "The inventory has neither fleet_jwt_key nor fleet_jwt_key_file, so no token can be signed.",
+            "`mayafleet secrets init` makes the first.",
+            ExitCode.USAGE,
+        )
+    return Signing(key, values["fleet_jwt_issuer"], values["fleet_jwt_audience"])
 
 
 def say(
@@ -252,7 +264,10 @@ def _refusal(connection: Connection, answer: requests.Response) -> FleetError:
     if answer.status_code == 403 and explained:
         next_step = "Show a token with that scope: `mayafleet jwt issue --scope NAME`."
     elif answer.status_code == 401:
-        next_step = "Check the host's fleet_jwt_key_file, _issuer and _audience, or the token given."
+        next_step = (
+            "Check the host's fleet_jwt_key (or fleet_jwt_key_file), _issuer, _audience, or the token given. "
+            "Hosts know a key that was just rotated once role inference has run."
+        )
     elif answer.headers.get("Retry-After", "").isdigit():
         next_step = f"Try again in {answer.headers['Retry-After']} seconds."
     elif answer.status_code < 500 and explained:

@@ -25,7 +25,7 @@ packages() {
     if [ "$purpose" != lab ]; then
         # Real counterparts for the tests: a cache, a decoder, a monitor, a phonemiser in a process of its own. gcc builds
         # what plays NVIDIA's library (tests/fake_nvml).
-        wanted+=(gcc libc6-dev redis-server ffmpeg prometheus prometheus-alertmanager espeak-ng nginx-light nmap openssl curl
+        wanted+=(gcc libc6-dev age redis-server ffmpeg prometheus prometheus-alertmanager espeak-ng nginx-light nmap openssl curl
             chromium chromium-driver wrk)
     fi
     local missing=()

@@ -60,6 +60,7 @@ class Key:
     id: str | None
     algorithm: str
     material: Any  # bytes for HS256, a public key object of `cryptography` for the others
+    until: float = math.inf  # Unix time from which it lets nobody in
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -93,7 +94,8 @@ def _load_jwks(path: Path) -> list[Key]:
                     f"crv {shown(entry.get('crv'))}, alg {shown(entry.get('alg'))}; "
                     "allowed: public RSA (RS256), P-256 (ES256) and Ed25519 (EdDSA) keys."
                 )
-            keys.append(Key(entry.get("kid"), algorithm, jwt.PyJWK(entry, algorithm).key))
+            until = float(entry.get("exp", math.inf))
+            keys.append(Key(entry.get("kid"), algorithm, jwt.PyJWK(entry, algorithm).key, until))
     except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
         raise ConfigError(f"{where} is not a JWKS file: {type(error).__name__}: {error}.") from None
     if not keys:
@@ -165,15 +167,15 @@ class Authenticator:
         if subject and time.time() < until:
             self._remembered.move_to_end(digest)
             return subject
-        claims = self._verified(token)
+        claims, key = self._verified(token)
         subject = _subject(claims)
-        self._remembered[digest] = subject, claims["exp"]
+        self._remembered[digest] = subject, min(claims["exp"], key.until)
         if len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
         return subject
 
-    def _verified(self, token: str) -> dict[str, Any]:
-        """The claims of a valid token."""
+    def _verified(self, token: str) -> tuple[dict[str, Any], Key]:
+        """The claims of a valid token, and the key that it is signed with."""
         try:
             return self._decode(token)
         except jwt.ExpiredSignatureError:
@@ -194,7 +196,7 @@ class Authenticator:
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise _refuse("invalid_token", "The token cannot be read as a JWT.") from None
 
-    def _decode(self, token: str) -> dict[str, Any]:
+    def _decode(self, token: str) -> tuple[dict[str, Any], Key]:
         header = jwt.get_unverified_header(token)
         allowed = sorted({key.algorithm for key in self._keys})
         algorithm = header.get("alg")
@@ -202,12 +204,12 @@ class Authenticator:
             raise jwt.InvalidAlgorithmError(
                 f"The token's 'alg' is {shown(algorithm)}; allowed: {', '.join(allowed)}."
             )
-        keys = [key for key in self._keys if key.algorithm == algorithm]
+        keys = [key for key in self._keys if key.algorithm == algorithm and time.time() < key.until]
         named = [key for key in keys if key.id is not None and key.id == header.get("kid")]
         failure: jwt.PyJWTError = jwt.InvalidSignatureError()
         for key in named or [key for key in keys if key.id is None or "kid" not in header]:
             try:
-                return jwt.decode(
+                claims = jwt.decode(
                     token,
                     key.material,
                     algorithms=[key.algorithm],
@@ -226,6 +228,7 @@ class Authenticator:
                         "verify_iss": self._issuer is not None,
                     },
                 )
+                return claims, key
             except jwt.InvalidSignatureError as error:
                 failure = error
         raise failure

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import jwt
 import pytest
 
-from tests.e2e.lab import FIRST, SECOND, Client, Lab, Run
+from tests.e2e import leaks
+from tests.e2e.lab import FIRST, NAME, SECOND, Client, Lab, Run
+from tests.e2e.leaks import Watched
 
 # What a change by the playbook would leave behind: packages, files of /etc, units, the firewall.
 FINGERPRINT = """
@@ -28,6 +32,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     booted = lab.mayafleet("lab", "up", "--all", "--no-provision", *lab.options)
     try:
         assert booted.code == 0, booted.output
+        lab.plant_secrets()
         yield lab
     finally:
         lab.mayafleet("lab", "down", *lab.options)
@@ -35,10 +40,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @dataclass(frozen=True)
 class Site:
-    """What the runs of site.yml did, in order, and fingerprints of the host that was not asked for."""
+    """What the runs of site.yml did, in order, and fingerprints of the host that was not asked for.
+
+    watched: what process lists showed during the first, which was at -vvv with --diff.
+    """
 
     fresh_check: Run
     first: Run
+    watched: Watched
     second: Run
     converged_check: Run
     other_before: str
@@ -49,11 +58,17 @@ class Site:
 def site(lab: Lab) -> Site:
     other_before = lab.on(SECOND, FINGERPRINT)
     fresh_check = lab.provision("--region", "eu_frankfurt", "--check")
-    first = lab.provision("--region", "eu_frankfurt")
+    wanted = leaks.needles(lab.secrets) | {"decoy": token_hex(16)}
+    on_host = ("docker", "exec", "-i", f"{NAME}-{FIRST}", "python3")
+    with leaks.watch(wanted, [on_host, (sys.executable,)]) as watched:
+        first = lab.provision("--region", "eu_frankfurt", "--diff", "-vvv")
+        lab.on(FIRST, f"DECOY={wanted['decoy']} sh -c 'sleep 2; true' {wanted['decoy']}")
     # Over a lab that runs already: must be safe, and speaks at the end.
     second = lab.mayafleet("lab", "up", *lab.options)
     converged_check = lab.provision("--region", "eu_frankfurt", "--check")
-    return Site(fresh_check, first, second, converged_check, other_before, lab.on(SECOND, FINGERPRINT))
+    return Site(
+        fresh_check, first, watched, second, converged_check, other_before, lab.on(SECOND, FINGERPRINT)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import ssl
@@ -12,9 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
+import pytest
 import requests
+
+from mayafleet.secrets import SECRET_VARIABLES
+from mayafleet.vault import Backend, SecretFile
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "maya1-test"
@@ -45,6 +51,11 @@ class Lab:
         shutil.copytree(
             PROJECT / "inventories" / "lab", self.inventory, ignore=shutil.ignore_patterns("lab.yml")
         )
+        self.secrets: dict[str, Any] = {}
+        password = folder / "vault-password"
+        password.write_text("a password that the tests alone know")
+        password.chmod(0o600)
+        self.environment = {"ANSIBLE_VAULT_PASSWORD_FILE": str(password)}
         self.options = ("--name", NAME, "--inventory", str(self.inventory), "--state", str(self.state))
 
     # --- the operator's side ---
@@ -53,6 +64,7 @@ class Lab:
         done = subprocess.run(
             [sys.executable, "-c", "from mayafleet.cli import main; main()", *arguments],
             cwd=PROJECT,
+            env=os.environ | self.environment,
             capture_output=True,
             text=True,
             check=False,
@@ -72,6 +84,32 @@ class Lab:
         return self.mayafleet(
             "say", text, "-i", str(self.inventory), "--host", FIRST, "-o", str(path), *arguments
         )
+
+    def plant_secrets(self) -> None:
+        """Have all secrets that there can be, encrypted, before the first run."""
+        made = self.mayafleet("secrets", "init", "-i", str(self.inventory))
+        assert made.code == 0, made.output
+        audit_key = token_hex(32)
+        (self.inventory / "files").mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            file = SecretFile(self.inventory, Backend.VAULT)
+            given = {
+                "alertmanager_webhook_url": "http://127.0.0.1:9/alerts",
+                "alertmanager_webhook_token": token_hex(32),
+                "tls_acme_dns_credentials": {"HETZNER_API_KEY": token_hex(32)},
+                "inference_audit_hash_key_file": "{{ inventory_dir }}/files/audit_key",
+            }
+            file.write(file.read() | given)
+            self.secrets = {name: file.read()[name] for name in SECRET_VARIABLES} | {
+                "audit_hash_key": audit_key
+            }
+            encrypt = [str(Path(sys.executable).parent / "ansible-vault"), "encrypt", "--output"]
+            key_file = self.inventory / "files" / "audit_key"
+            subprocess.run(
+                [*encrypt, str(key_file)], input=audit_key, text=True, capture_output=True, check=True
+            )
 
     # --- the machine's side ---
 

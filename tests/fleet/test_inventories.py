@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mayafleet import networks
+from mayafleet import networks, tokens
 
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = PROJECT / ".venv" / "bin"
@@ -48,6 +49,14 @@ def evaluated(host: str, expression: str) -> Any:
 @pytest.mark.parametrize("playbook", ["site", "verify", "preflight", "gpu_health"])
 def test_syntax(inventory: str, playbook: str) -> None:
     run("ansible-playbook", "-i", f"inventories/{inventory}", f"playbooks/{playbook}.yml", "--syntax-check")
+
+
+def test_keys_beside_the_hosts_are_no_inventory(tmp_path: Path) -> None:
+    """Where docs/inventory.md has them put."""
+    mine = tmp_path / "mine"
+    shutil.copytree(PROJECT / "inventories" / "example", mine)
+    tokens.create_key_pair(mine / "files" / "jwt")
+    assert "fra-gpu-1" in run("ansible-inventory", "-i", str(mine), "--list")
 
 
 def test_a_region_limit_selects_its_hosts_alone() -> None:

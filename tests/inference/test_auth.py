@@ -248,6 +248,16 @@ def test_a_rotated_key_ends_remembered_tokens(tmp_path: Path, jwks: Path) -> Non
     assert code(auth, old) == "invalid_signature"
 
 
+def test_an_old_key_counts_until_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    old = jwk("EdDSA", ED, "old") | {"exp": int(now) + 60}
+    auth = authenticator(jwks_file=write_jwks(tmp_path / "jwks.json", jwk("EdDSA", OTHER_ED, "new"), old))
+    by_old, by_new = (f"Bearer {token(key, 'EdDSA', exp=now + 600)}" for key in (ED, OTHER_ED))
+    assert [code(auth, by_old), code(auth, by_new)] == [None, None]
+    monkeypatch.setattr(auth_module.time, "time", lambda: now + 61)  # also for a token that is remembered
+    assert [code(auth, by_old), code(auth, by_new)] == ["invalid_signature", None]
+
+
 def test_a_remembered_token_expires(
     secret: Path, verified: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +291,7 @@ def test_the_longest_unused_token_is_forgotten_first(
         ('{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}', "allowed: public RSA"),
         ('{"keys": [{"kty": "EC", "crv": "P-521"}]}', "allowed: public RSA"),
         (json.dumps({"keys": [jwk("RS256", RSA) | {"alg": "HS256"}]}), "allowed: public RSA"),
+        (json.dumps({"keys": [jwk("RS256", RSA) | {"exp": "tomorrow"}]}), "is not a JWKS file"),
     ],
 )
 def test_useless_jwks_files_stop_the_start(tmp_path: Path, content: str, message: str) -> None:

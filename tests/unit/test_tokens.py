@@ -16,7 +16,9 @@ from mayafleet.errors import FleetError
 
 def test_hosts_accept_a_token_by_the_public_half(tmp_path: Path) -> None:
     private, public = tokens.create_key_pair(tmp_path / "jwt")
-    token = tokens.issue(private, issuer="fleet", audience="tts", subject="me", ttl=timedelta(minutes=5))
+    token = tokens.issue(
+        tokens.load_key(private), issuer="fleet", audience="tts", subject="me", ttl=timedelta(minutes=5)
+    )
     (key,) = jwt.PyJWKSet.from_json(public.read_text()).keys
     assert jwt.get_unverified_header(token)["kid"] == key.key_id
     claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="tts", issuer="fleet")
@@ -37,7 +39,7 @@ def test_kid_is_the_thumbprint_of_rfc_8037(tmp_path: Path) -> None:
 
     # The key of RFC 8037, appendix A.1, and its thumbprint of A.3.
     seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
-    jwk = tokens._public_jwk(Ed25519PrivateKey.from_private_bytes(seed))
+    jwk = tokens.public_jwk(Ed25519PrivateKey.from_private_bytes(seed))
     assert jwk["kid"] == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
 
@@ -56,6 +58,6 @@ def test_other_keys_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("no key")
     for path in (rsa, tmp_path / "text.pem"):
         with pytest.raises(FleetError, match=f"{path.name} is not an unencrypted Ed25519"):
-            tokens.issue(path, issuer="i", audience="a", subject="s")
+            tokens.load_key(path)
     with pytest.raises(FleetError, match="cannot be read: No such file"):
-        tokens.issue(tmp_path / "absent.pem", issuer="i", audience="a", subject="s")
+        tokens.load_key(tmp_path / "absent.pem")

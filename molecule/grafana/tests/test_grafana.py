@@ -34,6 +34,22 @@ def test_password_reaches_the_service_and_nobody_else(host: Any) -> None:
     assert secret.content_string.strip() not in host.file("/etc/grafana/grafana.ini").content_string
 
 
+def test_a_password_of_the_inventory_is_the_administrators_also_where_there_was_another(
+    host: Any, converge: Any
+) -> None:
+    for password in ("Anemone-7-quartz-lantern", "Thistle-9-copper-meadow"):
+        changed = converge(grafana_admin_password=password)
+        assert changed.returncode == 0, changed.stdout
+        assert password not in changed.stdout
+        assert host.file("/var/lib/grafana/grafana.db").content_string == password
+    again = converge(grafana_admin_password="Thistle-9-copper-meadow")
+    assert again.returncode == 0, again.stdout
+    assert "changed=0" in again.stdout
+    refused = converge(grafana_admin_password="admin")
+    assert refused.returncode != 0
+    assert "grafana_admin_password is neither empty nor" in " ".join(refused.stdout.split())
+
+
 def test_is_closed_and_tells_nobody(host: Any) -> None:
     settings = host.file("/etc/grafana/grafana.ini").content_string
     for line in (

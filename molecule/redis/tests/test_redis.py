@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from conftest import Converge, said
 from testinfra.host import Host
 
 SOCKET = "/run/maya1-redis/redis.sock"
@@ -47,6 +48,18 @@ def test_password_is_in_no_process_list(host: Host) -> None:
     processes = host.run("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'").stdout
     assert "redis-server" in processes
     assert password not in processes
+
+
+def test_a_password_of_the_inventory_takes_the_place_of_the_hosts_own(host: Host, converge: Converge) -> None:
+    given = "Marigold-4-harbor-velvet"
+    for check in (True, False):
+        run = converge(check=check, redis_password=given)
+        assert run.returncode == 0, run.stdout
+        assert given not in run.stdout
+    assert host.file(PASSWORD_FILE).content_string.strip() == given
+    assert ask(host, "PING") == "PONG"
+    assert "changed=0" in converge(redis_password=given).stdout
+    assert "redis_password is neither empty nor" in said(converge(redis_password="too short"))
 
 
 def test_memory_is_bounded_and_the_least_used_goes(host: Host) -> None:

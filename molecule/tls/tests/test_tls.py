@@ -71,6 +71,37 @@ def test_keys_stay_where_they_were_made(host: Host, lab_state: Path) -> None:
     assert (lab_state / "authority" / "ca.key").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_authoritys_key_can_come_from_an_encrypted_variable(
+    host: Host, lab_state: Path, converge: Converge
+) -> None:
+    """Its file is away then; the certificate is signed anew all the same."""
+    file = lab_state / "authority" / "ca.key"
+    away = file.rename(lab_state / "ca.key.away")
+    try:
+        before, key = serial(host), away.read_text()
+        signed = converge(tls_renew_before_days=398, tls_authority_key=key)
+        assert signed.returncode == 0, signed.stdout
+        assert serial(host) != before
+        host.check_output(f"openssl verify -CAfile {TLS}/ca.pem {TLS}/fullchain.pem")
+        assert not file.exists()
+    finally:
+        away.rename(file)
+
+
+def test_keys_from_before_a_moment_are_replaced_once(host: Host, converge: Converge) -> None:
+    before = host.file(f"{TLS}/privkey.pem").sha256sum
+    now = f"{datetime.now(UTC) + timedelta(seconds=1):%Y-%m-%dT%H:%M:%SZ}"
+    planned = converge(check=True, tls_keys_since=now)
+    assert planned.returncode == 0, planned.stdout
+    replaced = converge(tls_keys_since=now)
+    assert replaced.returncode == 0, replaced.stdout
+    assert host.file(f"{TLS}/privkey.pem").sha256sum != before
+    host.check_output(f"openssl verify -CAfile {TLS}/ca.pem {TLS}/fullchain.pem")
+    assert "changed=0" in converge(tls_keys_since=now).stdout
+    refused = converge(tls_keys_since="yesterday")
+    assert 'tls_keys_since is "yesterday"; allowed is' in " ".join(refused.stdout.split())
+
+
 def test_renewed_when_little_time_is_left(host: Host, converge: Converge) -> None:
     before, key = serial(host), host.file(f"{TLS}/privkey.pem").sha256sum
     assert converge(tls_renew_before_days=398).returncode == 0
