@@ -116,7 +116,7 @@ def speak(guest: Guest) -> bytes:
     """A sentence over HTTPS, from outside."""
     said = guest.root.variables()
     token = tokens.issue(
-        guest.root.token_key,
+        tokens.load_key(guest.root.token_key),
         issuer=said["fleet_jwt_issuer"],
         audience=said["fleet_jwt_audience"],
         subject="tests",
