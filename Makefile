@@ -48,7 +48,7 @@ roles: ## Test every role with Molecule (70 minutes on two cores), or some: make
 	@scripts/setup.sh test
 	@scripts/roles.sh $(ROLES)
 
-test-vm: ## Test what needs a kernel of its own, in a QEMU guest: the driver's module, reboots (20 to 40 minutes)
+test-vm: ## Test what needs a kernel of its own, in a QEMU guest: the driver's module, reboots (an hour or more where KVM does not work)
 	@scripts/setup.sh vm
 	$(PYTHON) -m pytest tests/vm
 
