@@ -119,6 +119,7 @@ class Lab:
             ["docker", "exec", f"{NAME}-{host}", "sh", "-c", script],
             capture_output=True,
             text=True,
+            errors="replace",  # a journal holds bytes of all kinds
             check=False,
         )
         if check and done.returncode != 0:
