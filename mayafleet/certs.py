@@ -7,7 +7,6 @@ one, for the client. What it allows stands in its subject: CN is who asks, O the
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from mayafleet import files
 from mayafleet.errors import ExitCode, FleetError
 from mayafleet.tokens import Scope
 
@@ -88,9 +88,9 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP384R1())
         certificate = authority_certificate(key, "maya1-fleet clients")
-        _write(folder / "ca.key", _pem(key), private=True)
-        _write(folder / "crl.pem", _revocations(certificate, key, []).public_bytes(Encoding.PEM))
-        _write(folder / "ca.pem", certificate.public_bytes(Encoding.PEM))
+        files.write(folder / "ca.key", _pem(key), private=True)
+        files.write(folder / "crl.pem", _revocations(certificate, key, []).public_bytes(Encoding.PEM))
+        files.write(folder / "ca.pem", certificate.public_bytes(Encoding.PEM))
         return cls(folder)
 
     @property
@@ -159,9 +159,9 @@ class Authority:
         pem = certificate.public_bytes(Encoding.PEM)
         for kind in ("issued", "clients"):
             (self.folder / kind).mkdir(exist_ok=True, mode=0o700)
-        _write(self.folder / "issued" / f"{_serial(certificate)}.pem", pem)
+        files.write(self.folder / "issued" / f"{_serial(certificate)}.pem", pem)
         path = self.folder / "clients" / f"{name}.pem"
-        _write(path, pem + _pem(key), private=True)
+        files.write(path, pem + _pem(key), private=True)
         return path
 
     def revoke(self, which: str) -> list[Certificate]:
@@ -189,7 +189,7 @@ class Authority:
         now = datetime.now(UTC)
         added = [x509.RevokedCertificateBuilder(int(one.serial, 16), now).build() for one in valid]
         self._crl = _revocations(self._certificate, self._key(), [*self._crl, *added])
-        _write(self.folder / "crl.pem", self._crl.public_bytes(Encoding.PEM))
+        files.write(self.folder / "crl.pem", self._crl.public_bytes(Encoding.PEM))
         return [one for one in self.certificates() if one.serial in {old.serial for old in valid}]
 
     def _describe(self, certificate: x509.Certificate) -> Certificate:
@@ -289,12 +289,3 @@ def _serial(certificate: x509.Certificate) -> str:
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write(path: Path, content: bytes, private: bool = False) -> None:
-    """Whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644), "wb") as file:
-        file.write(content)
-    new.replace(path)

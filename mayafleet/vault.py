@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from mayafleet import project
+from mayafleet import files, project
 from mayafleet.errors import ExitCode, FleetError
 
 FOLDER = Path("group_vars") / "all"
@@ -85,11 +85,7 @@ class SecretFile:
             command = ["sops", "--disable-version-check", "encrypt", "--filename-override", str(self.path)]
         encrypted = self._run(command, yaml.dump(values, Dumper=_Dumper, sort_keys=False))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f".{self.path.name}.new")
-        new.unlink(missing_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(encrypted)
-        new.replace(self.path)
+        files.write(self.path, encrypted.encode(), private=True)
 
     def _run(self, command: Sequence[str], text: str | None = None) -> str:
         environment = os.environ | project.ansible_environment()

@@ -84,20 +84,24 @@ def errors(*statuses: int) -> Answers:
 
 def body(model: type[Options], longest: int) -> dict[str, Any]:
     """An operation's JSON body. longest: characters of `input`."""
-    schema = model.model_json_schema()
-    schema["properties"]["input"] |= {"minLength": 1, "maxLength": longest}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": _fields(model, longest)}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def query(model: type[Options], longest: int) -> dict[str, Any]:
     """An operation's query, of the same fields as a body would have. longest: characters of `input`."""
-    schema = model.model_json_schema()
-    schema["properties"]["input"] |= {"minLength": 1, "maxLength": longest}
+    schema = _fields(model, longest)
     parameters = [
         {"name": name, "in": "query", "required": name in schema["required"], "schema": _given(field)}
         for name, field in schema["properties"].items()
     ]
     return {"parameters": [*parameters, DEADLINE]}
+
+
+def _fields(model: type[Options], longest: int) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    schema["properties"]["input"] |= {"minLength": 1, "maxLength": longest}
+    return schema
 
 
 def _given(field: dict[str, Any]) -> dict[str, Any]:
