@@ -68,6 +68,7 @@ def make_root(name: str, playbooks: Sequence[Path], made_from: Sequence[Path]) -
 
     made_from: files and folders that the playbooks use. Packages are those of the day it was made.
     """
+    lab.ensure_engine(console)
     image = lab.ensure_image("maya1-lab-host", lab.HOST_PACKAGES)
     folder = CACHE / f"{name}-{_digest([Path(__file__), *playbooks, *made_from], image)}"
     if folder.exists():
