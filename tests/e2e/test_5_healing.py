@@ -66,7 +66,7 @@ def test_a_restart_of_the_whole_host_heals(client: Client, lab: Lab) -> None:
     )
     rules = lab.on(FIRST, "nft --stateless list chain inet maya1_fleet input")
     assert "policy drop" in rules
-    units = "maya1-firewall redis-server nginx prometheus prometheus-alertmanager"
+    units = "nftables redis-server nginx prometheus prometheus-alertmanager"
     eventually(
         lambda: set(lab.on(FIRST, f"systemctl is-active {units}").split()) == {"active"}, f"{units} run"
     )

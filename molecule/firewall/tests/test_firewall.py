@@ -124,9 +124,9 @@ def test_a_port_that_docker_publishes_stays_closed(host: Host, reachable: Reacha
 
 
 def test_it_is_the_firewall_that_closes_them(host: Host, reachable: Reachable) -> None:
-    host.check_output("systemctl stop maya1-firewall")
+    host.check_output("systemctl stop nftables")
     without = {port: reachable(port) for port in (*CLOSED, PUBLISHED)}
-    host.check_output("systemctl start maya1-firewall")
+    host.check_output("systemctl start nftables")
     assert all(without.values())
     assert not any(reachable(port) for port in without)
 
@@ -152,15 +152,19 @@ def test_a_reload_keeps_connections_and_dockers_rules(host: Host, address: str) 
     dockers = host.check_output("iptables-save -t nat | grep --invert-match '^#\\|^:'")
     with socket.create_connection((address, 22), timeout=5) as connection:
         assert connection.recv(64).startswith(b"SSH-2.0")
-        host.check_output("systemctl reload maya1-firewall")
+        host.check_output("systemctl reload nftables")
         connection.sendall(b"SSH-2.0-still_here\r\n")
         assert connection.recv(64)
     assert host.check_output("iptables-save -t nat | grep --invert-match '^#\\|^:'") == dockers
 
 
 def test_only_one_unit_owns_the_rules(host: Host) -> None:
-    assert host.service("maya1-firewall").is_enabled
-    assert not host.service("nftables").is_enabled
+    unit = host.service("nftables")
+    assert unit.is_enabled
+    assert unit.is_running
+    commands = host.check_output("systemctl show --property ExecStart,ExecReload,ExecStop nftables")
+    assert "/etc/nftables.conf" not in commands
+    assert "flush" not in commands
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def broken(request: pytest.FixtureRequest, host: Host) -> Iterator[str]:
             id="a stray listener",
         ),
         pytest.param(
-            ("systemctl stop maya1-firewall", "systemctl start maya1-firewall", "maya1-firewall"),
+            ("systemctl stop nftables", "systemctl start nftables", "nftables"),
             id="no firewall",
         ),
         pytest.param(
