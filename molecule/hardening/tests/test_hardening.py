@@ -133,6 +133,22 @@ def test_containers_keep_their_network(host: Host) -> None:
     assert "0% packet loss" in host.check_output("docker run --rm tiny ping -c 2 172.17.0.1")
 
 
+def test_a_route_that_the_kernel_learns_is_kept(host: Host, converge: Converge) -> None:
+    """A stand-in for a router, which would say it every few seconds."""
+    settings = host.file("/etc/sysctl.d/90-maya1-hardening.conf")
+    assert "net.ipv6.conf.all.accept_ra = 0" in settings.content_string
+    gateway = host.check_output("ip -6 route show default").split()[2]
+    route = f"default via {gateway} dev eth0 proto ra metric 2048"
+    host.check_output(f"ip -6 route add {route}")
+    try:
+        assert converge().returncode == 0
+        assert "accept_ra" not in settings.content_string
+    finally:
+        host.check_output(f"ip -6 route del {route}")
+    assert converge().returncode == 0
+    assert "net.ipv6.conf.all.accept_ra = 0" in settings.content_string
+
+
 def test_packages_with_scripts_install_where_tmp_runs_nothing(host: Host) -> None:
     assert "noexec" in host.check_output("findmnt --noheadings --output OPTIONS /tmp")
     host.check_output("apt-get install --yes --no-install-recommends apt-utils")
