@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from mayafleet import files
 from mayafleet.errors import ExitCode, FleetError
 
 
@@ -85,9 +86,7 @@ def publish(
     if until and until > now:
         keys += [one | {"exp": int(until.timestamp())} for one in old]
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_text(json.dumps({"keys": keys}, indent=2) + "\n")
-    partial.replace(path)
+    files.write(path, (json.dumps({"keys": keys}, indent=2) + "\n").encode())
 
 
 def issue(
