@@ -26,7 +26,7 @@ lint: ## Check style and types
 	.venv-inference/bin/python -m mypy --config-file inference/pyproject.toml inference/maya1_tts
 	.venv/bin/yamllint --strict .
 	.venv/bin/ansible-lint --offline --strict
-	.venv/bin/shellcheck scripts/*.sh .ci/run
+	.venv/bin/shellcheck scripts/*.sh tests/vm/*.sh .ci/run
 
 unit: ## Test the operator's command
 	$(PYTHON) -m pytest tests/unit

@@ -129,13 +129,13 @@ def test_where_systemd_listens_the_socket_has_the_ports(host: Host, login: Login
 
 
 def test_containers_keep_their_network(host: Host) -> None:
-    assert "net.ipv4.ip_forward = 1" in host.check_output("cat /etc/sysctl.d/90-maya1-hardening.conf")
+    assert "net.ipv4.ip_forward = 1" in host.check_output("cat /etc/sysctl.d/zz-maya1-hardening.conf")
     assert "0% packet loss" in host.check_output("docker run --rm tiny ping -c 2 172.17.0.1")
 
 
 def test_a_route_that_the_kernel_learns_is_kept(host: Host, converge: Converge) -> None:
     """A stand-in for a router, which would say it every few seconds."""
-    settings = host.file("/etc/sysctl.d/90-maya1-hardening.conf")
+    settings = host.file("/etc/sysctl.d/zz-maya1-hardening.conf")
     assert "net.ipv6.conf.all.accept_ra = 0" in settings.content_string
     gateway = host.check_output("ip -6 route show default").split()[2]
     route = f"default via {gateway} dev eth0 proto ra metric 2048"
