@@ -32,6 +32,12 @@ def test_the_units_may_do_little(lab: Lab, site: Site) -> None:
     assert set(lab.on(FIRST, "ps -o user= -C nginx").split()) == {"www-data"}
 
 
+def test_every_file_has_an_owner(lab: Lab, site: Site) -> None:
+    """The container's too: its number belongs to an account of the host."""
+    assert lab.on(FIRST, "find / -xdev '(' -nouser -o -nogroup ')'") == ""
+    assert lab.on(FIRST, "ps -u maya1-tts -o comm=").strip()
+
+
 def test_a_role_runs_alone_by_its_tag(lab: Lab, site: Site) -> None:
     alone = lab.provision("--region", "eu_frankfurt", "--tags", "hardening")
     assert alone.code == 0, alone.output
