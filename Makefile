@@ -48,9 +48,9 @@ roles: ## Test every role with Molecule (70 minutes on two cores), or some: make
 	@scripts/setup.sh test
 	@scripts/roles.sh $(ROLES)
 
-test-vm: ## Test what needs a kernel of its own, in a QEMU guest: the driver's module, reboots (an hour or more where KVM does not work)
+test-vm: ## Test what needs a kernel of its own, in a QEMU guest: the driver's module, reboots, scanners (hours where KVM does not work)
 	@scripts/setup.sh vm
-	$(PYTHON) -m pytest tests/vm
+	$(PYTHON) -m pytest -o faulthandler_timeout=14400 tests/vm
 
 bench: ## Measure the lab and write the table of docs/benchmarks.md to the terminal
 	@scripts/setup.sh test
