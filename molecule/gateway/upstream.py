@@ -33,6 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = json.dumps({"path": self.path, "headers": dict(self.headers), "port": PORT}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")  # as the service's page has it
         self.end_headers()
         self.wfile.write(body)
 
