@@ -41,6 +41,9 @@ PYTHON_PACKAGES = "ca-certificates,python3,python3-venv,python3-pip"
 
 ENGINE_LOG = Path("/var/log/mayafleet-dockerd.log")
 
+# How Docker begins its message when a program of a container was not started, so that it did nothing.
+CANNOT_ENTER = "OCI runtime exec failed"
+
 # What a tunnel in user space needs, where a kernel has no WireGuard; a virtual server has it.
 TUN = Path("/dev/net/tun")
 
@@ -397,8 +400,7 @@ def await_boot(lab: Lab, host: str) -> None:
     """Wait until systemd in the host has started all that it starts."""
     name, said = lab.container(host), ""
     for _ in range(120):
-        # Docker can't enter a host in the moment in which its systemd moves to a control group of its own.
-        try:
+        try:  # while it starts, it may not answer at all
             said = exec_in(lab, host, "systemctl is-system-running || true").strip()
         except FleetError as error:
             said = error.message
@@ -607,4 +609,14 @@ def engine_runs() -> bool:
 
 
 def exec_in(lab: Lab, host: str, script: str, stdin: str | None = None) -> str:
-    return docker("exec", "--interactive", lab.container(host), "sh", "-c", script, stdin=stdin)
+    """Run a script in a host and return what it printed. Raises FleetError when it fails."""
+    command = ("exec", "--interactive", lab.container(host), "sh", "-c", script)
+    for _ in range(10):
+        try:
+            return docker(*command, stdin=stdin)
+        except FleetError as error:
+            # Docker can't enter a host in a moment in which its systemd makes or moves control groups.
+            if CANNOT_ENTER not in error.message:
+                raise
+        time.sleep(0.5)
+    return docker(*command, stdin=stdin)

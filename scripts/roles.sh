@@ -15,7 +15,7 @@ scenario() {
     else
         cat "$log"
         echo "failed $1 ${SECONDS} s, see $log; in short:"
-        grep -E 'fatal: |stderr|^[^a-z]*E  ' "$log" | cut -c1-600 | tail -8
+        grep -E -A2 'fatal: |stderr: |^[^a-z]*E  ' "$log" | cut -c1-600 | tail -16
         return 255 # xargs begins no other
     fi
 }

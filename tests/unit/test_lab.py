@@ -73,3 +73,22 @@ def test_what_is_written_is_an_inventory(inventory: Path) -> None:
     assert written["hosts"]["alpha"]["ansible_host"] == opened.address("alpha")
     assert "StrictHostKeyChecking" not in written["vars"]["ansible_ssh_common_args"]
     assert lab.inventory_owner(opened) == opened.state
+
+
+def test_a_host_that_docker_cannot_enter_yet_is_entered_later(
+    inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Docker, since the real one refuses only now and then."""
+    said = [
+        "OCI runtime exec failed: exec failed: unable to start container process: no such file",
+        "Error response from daemon: container is not running",
+    ]
+
+    def refuse(*arguments: str, stdin: str | None = None) -> str:
+        raise FleetError(said.pop(0), "", ExitCode.LAB)
+
+    monkeypatch.setattr(lab, "docker", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(FleetError, match="is not running"):
+        lab.exec_in(lab.open_lab("one", inventory, None), "zulu", "true")
+    assert said == []
