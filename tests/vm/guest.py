@@ -190,8 +190,14 @@ class Guest:
             raise failed
         return done.stdout
 
-    def play(self, playbook: Path, **variables: Any) -> str:
-        """Run a playbook against the guest, with the variables of the host that it was made of."""
+    def play(
+        self, playbook: Path, hosts: Mapping[str, Mapping[str, Any]] | None = None, **variables: Any
+    ) -> str:
+        """Run a playbook against the guest, with the variables of the host that it was made of.
+
+        hosts: variables by host, more for `guest` and those of hosts that the run leaves out.
+        """
+        told = hosts or {}
         inventory = self.folder / "guest.json"
         reach = {
             "ansible_host": "127.0.0.1",
@@ -200,12 +206,9 @@ class Guest:
             "ansible_ssh_common_args": " ".join(self._ssh_options()),
             "ansible_ssh_timeout": 120,
         }
-        groups: dict[str, Any] = {
-            name: {"hosts": {"guest": {}}} for name in ("gpu", "monitoring", "eu_frankfurt")
-        }
-        inventory.write_text(
-            json.dumps({"all": {"hosts": {"guest": {**self.root.variables(), **reach}}, "children": groups}})
-        )
+        every = {**told, "guest": {**self.root.variables(), **reach, **told.get("guest", {})}}
+        groups = {name: {"hosts": dict.fromkeys(every)} for name in ("gpu", "monitoring", "eu_frankfurt")}
+        inventory.write_text(json.dumps({"all": {"hosts": every, "children": groups}}))
         return play(playbook, inventory, variables, "guest")
 
     def log(self) -> str:

@@ -132,8 +132,9 @@ def speak(guest: Guest) -> bytes:
     body = {"model": "tts-1", "input": "It still speaks.", "voice": "joe", "response_format": "wav"}
     # Not with what it is refused with: each answer to a retry goes to the same output.
     request = ["curl", "--silent", "--show-error", "--fail", "--cacert", str(authority)]
-    # Emulated, the service takes minutes until it is ready.
-    request += ["--max-time", "300", "--retry", "120", "--retry-delay", "5", "--retry-all-errors"]
+    # Emulated, it takes minutes until it is ready. Till then it asks for a retry in a second: curl obeys.
+    request += ["--max-time", "300", "--retry", "1000", "--retry-max-time", "600"]
+    request += ["--retry-delay", "5", "--retry-all-errors"]
     request += ["--connect-to", f"{HOST}:443:127.0.0.1:{guest.https_port}", f"https://{HOST}/v1/audio/speech"]
     request += ["--header", "Content-Type: application/json", "--data", json.dumps(body)]
     # The token comes over stdin: it belongs in no list of processes.
