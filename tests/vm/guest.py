@@ -178,6 +178,12 @@ class Guest:
             time.sleep(2)
         raise AssertionError(f"The guest did not boot within {BOOT_SECONDS:.0f} s: {self.log()}")
 
+    def reboot(self) -> str:
+        """Have it boot again. Returns the new boot id."""
+        before = self.wait()
+        self.run("systemd-run --on-active=1 systemctl reboot")
+        return self.wait(other_than=before)
+
     def run(self, script: str, timeout: float = 600) -> str:
         """Run a script as root, over SSH. Raises CalledProcessError."""
         command = ["ssh", *self._ssh_options(), "-p", str(self.port), "ops@127.0.0.1", "sudo sh -s"]

@@ -104,9 +104,7 @@ def guest(root: Root, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gues
         guest.play(HERE / "harden.yml")
         # AIDE's database, which is made in the background.
         guest.run("[ -e /var/lib/aide/aide.db ] || systemctl start aidecheck", timeout=1800)
-        before = guest.wait()
-        guest.run("systemd-run --on-active=1 systemctl reboot")
-        guest.wait(other_than=before)
+        guest.reboot()
         yield guest
 
 

@@ -99,9 +99,7 @@ def test_a_second_run_changes_nothing(member: Member) -> None:
 
 
 def test_a_reboot_keeps_it(member: Member) -> None:
-    before = member.guest.wait()
-    member.guest.run("systemd-run --on-active=1 systemctl reboot")
-    member.guest.wait(other_than=before)
+    member.guest.reboot()
     member.meet()
     assert member.answers(INNER) == "200"
     assert member.answers(OUTER) == "no answer"
