@@ -49,7 +49,7 @@ def token(
     key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, str] | None = None, **claims: Any
 ) -> str:
     body: dict[str, Any] = {
-        "exp": time.time() + 600,
+        "exp": time.time() + 7200,  # longer than all tests take: a service keeps its client
         "iss": ISSUER,
         "aud": AUDIENCE,
         "sub": "tests",

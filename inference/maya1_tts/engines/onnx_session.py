@@ -91,8 +91,13 @@ def _shapes(shapes: Mapping[str, Shape]) -> str:
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
-def open_session(model: bytes | str, target: Target, threads: int, profile: Profile | None = None) -> Any:
+def open_session(
+    model: bytes | str, target: Target, threads: int, profile: Profile | None = None, fuse_int8: bool = True
+) -> Any:
     """An onnxruntime.InferenceSession. model: the serialised graph, or a path.
+
+    fuse_int8: without it, QuantizeLinear and DequantizeLinear stay nodes of their own, and what is between
+    them is computed in float.
 
     Raises ConfigError when the wanted provider is missing or does not start. What ONNX Runtime raises for a
     broken graph is passed on.
@@ -110,6 +115,7 @@ def open_session(model: bytes | str, target: Target, threads: int, profile: Prof
     options.inter_op_num_threads = 1
     # Planning memory for each shape costs a third more, and saves no time when shapes never repeat.
     options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse_int8 else "1")
     session = onnxruntime.InferenceSession(model, options, providers=chosen)
     require_provider(target, session.get_providers())
     return session

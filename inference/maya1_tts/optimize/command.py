@@ -79,6 +79,7 @@ class Work:
             self._target(name),
             lambda draft: to_int8(graph, draft, self.subject.calibrating, keep, runtime),
             graph,
+            runtime,
         )
 
     def tensorrt(self, graph: Path | None = None) -> None:
@@ -134,10 +135,19 @@ class Work:
     def _target(self, suffix: str) -> Path:
         return self.folder / f"{self._graph().stem}-{suffix}.onnx"
 
-    def _write(self, step: str, target: Path, make: Callable[[Path], object], reference: Path) -> None:
-        bounds = self.bounds(step.split("-")[0])
-        runs = self.options.runs
-        self._add(write_if_good(step, target, make, self.reference, reference, self.subject, bounds, runs))
+    def _write(
+        self,
+        step: str,
+        target: Path,
+        make: Callable[[Path], object],
+        reference: Path,
+        runtime: Runtime = "cpu",
+    ) -> None:
+        result = write_if_good(
+            step, target, make, self.reference, reference, self.subject,
+            self.bounds(step.split("-")[0]), self.options.runs, runtime,
+        )  # fmt: skip
+        self._add(result)
 
     def _add(self, result: Result) -> None:
         self.results.append(result)

@@ -15,6 +15,7 @@ import onnx
 from maya1_tts.audio import FloatArray
 from maya1_tts.engines.onnx_session import CPU, open_session
 from maya1_tts.optimize.hearing import can_hear, word_error_rate
+from maya1_tts.optimize.int8 import Runtime
 from maya1_tts.optimize.quality import Difference, compare
 from maya1_tts.optimize.subject import Feed, Subject
 
@@ -47,11 +48,15 @@ class Result:
     bounds: dict[str, float] | None = None
 
 
-def onnx_render(graph: Path, subject: Subject) -> Render:
-    """The graph as the service would load it, in ONNX Runtime on one thread of the CPU."""
+def onnx_render(graph: Path, subject: Subject, runtime: Runtime = "cpu") -> Render:
+    """The graph as the service would load it, in ONNX Runtime on one thread of the CPU.
+
+    runtime: what `to_int8` made the graph for. One for TensorRT is not rendered by the CPU's own kernels for
+    8 bits, whose sums overflow where it has no VNNI, but with its rounding in float.
+    """
     model = onnx.load(graph)
     subject.prepare(model)
-    session = open_session(model.SerializeToString(), CPU, threads=1)
+    session = open_session(model.SerializeToString(), CPU, threads=1, fuse_int8=runtime == "cpu")
     return lambda feed: np.asarray(session.run(None, feed)[0]).reshape(-1)
 
 
@@ -64,12 +69,13 @@ def write_if_good(
     subject: Subject,
     bounds: Bounds,
     runs: int,
+    runtime: Runtime = "cpu",
 ) -> Result:
     """Make the file beside its place, judge it, and only then move it there."""
     draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
     try:
         make(draft)
-        result = judge(step, reference, onnx_render(draft, subject), subject, bounds, runs)
+        result = judge(step, reference, onnx_render(draft, subject, runtime), subject, bounds, runs)
         result.file, result.bytes = target.name, draft.stat().st_size
         result.reference_bytes = reference_file.stat().st_size
         if not result.why:
