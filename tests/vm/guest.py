@@ -63,14 +63,16 @@ class Root:
         return sorted(path.name.removeprefix("vmlinuz-") for path in self.boot.glob("vmlinuz-*"))
 
 
-def make_root(name: str, playbooks: Sequence[Path], made_from: Sequence[Path]) -> Root:
+def make_root(name: str, playbooks: Sequence[Path], made_from: Sequence[Path], **variables: Any) -> Root:
     """Run playbooks on a lab host and copy its files into a disk; once, until a file of these changes.
 
-    made_from: files and folders that the playbooks use. Packages are those of the day it was made.
+    made_from: files and folders that the playbooks use. variables: more than the lab's inventory has.
+    Packages are those of the day it was made.
     """
     lab.ensure_engine(console)
     image = lab.ensure_image("maya1-lab-host", lab.HOST_PACKAGES)
-    folder = CACHE / f"{name}-{_digest([Path(__file__), *playbooks, *made_from], image)}"
+    sources = [Path(__file__), *playbooks, *made_from]
+    folder = CACHE / f"{name}-{_digest(sources, image, json.dumps(variables))}"
     if folder.exists():
         console.print(f"root {name}: kept from before, in {folder}")
         return Root(folder)
@@ -85,7 +87,7 @@ def make_root(name: str, playbooks: Sequence[Path], made_from: Sequence[Path]) -
         lab.discard(host_lab)  # what a run that was cut off left
         lab.boot(host_lab, [host], console)
         for playbook in playbooks:
-            play(playbook, inventory, {}, host)
+            play(playbook, inventory, variables, host)
         made = work / "made"
         made.mkdir()
         with lab.step(console, f"disk of {name}"):
