@@ -94,8 +94,10 @@ def root() -> Root:
     used = [ROOT / "roles", ROOT / "mayafleet/data", ROOT / "inventories/lab", ROOT / "inference"]
     playbooks = [HERE / "root.yml", HERE / "scanners.yml", ROOT / "playbooks/site.yml"]
     # An emulated voice may take minutes for a sentence. Elsewhere it would be stuck, or a queue too long.
-    patience = {"WATCHDOG_SECONDS": 600, "QUEUE_SECONDS": 600}
-    return make_root("hardened", playbooks, used, inference_settings=patience)
+    patience = {"MAYA1_TTS_WATCHDOG_SECONDS": 600, "MAYA1_TTS_QUEUE_SECONDS": 600}
+    return make_root(
+        "hardened", playbooks, used, inference_settings=patience, gateway_stream_timeout_seconds=600
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def speak(guest: Guest) -> bytes:
     authority = guest.folder / "ca.pem"
     authority.write_text(guest.run("cat /etc/maya1/tls/ca.pem"))
     body = {"model": "tts-1", "input": "It still speaks.", "voice": "joe", "response_format": "wav"}
-    request = ["curl", "--silent", "--show-error", "--fail", "--max-time", "300", "--cacert", str(authority)]
+    request = ["curl", "--silent", "--show-error", "--fail", "--max-time", "600", "--cacert", str(authority)]
     request += ["--connect-to", f"{HOST}:443:127.0.0.1:{guest.https_port}", f"https://{HOST}/v1/audio/speech"]
     request += ["--header", "Content-Type: application/json", "--data", json.dumps(body)]
     # The token comes over stdin: it belongs in no list of processes.

@@ -145,9 +145,13 @@ def test_the_same_source_is_not_built_twice(host: Host, converge: Converge) -> N
     [
         ({"inference_jwks_file": ""}, "so nobody could be let in"),
         ({"inference_jwks_file": "/nowhere/jwks.json"}, "which is no file on the controller"),
+        (
+            {"inference_settings": {"WATCHDOG_SECONDS": 600}},
+            'inference_settings holds "WATCHDOG_SECONDS", which the service would not read; allowed are',
+        ),
     ],
 )
-def test_missing_keys_are_named(converge: Converge, wrong: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_named(converge: Converge, wrong: dict[str, Any], message: str) -> None:
     run = converge(check=True, **wrong)
     assert run.returncode != 0
     assert message in " ".join(run.stdout.split())

@@ -102,6 +102,46 @@ def test_keys_from_before_a_moment_are_replaced_once(host: Host, converge: Conve
     assert 'tls_keys_since is "yesterday"; allowed is' in " ".join(refused.stdout.split())
 
 
+def test_a_revoked_certificate_is_replaced_and_on_the_list(
+    host: Host, variables: dict[str, Any], converge: Converge
+) -> None:
+    asked = host.check_output(f"openssl x509 -in {TLS}/fullchain.pem -noout -ext crlDistributionPoints")
+    assert f"URI:http://{variables['inventory_hostname']}/ca.crl" in asked
+    check = f"openssl verify -crl_check -CAfile {TLS}/ca.pem -CRLfile {TLS}/ca.crl"
+    host.check_output(f"{check} {TLS}/fullchain.pem && cp {TLS}/fullchain.pem /opt/stolen.pem")
+    number, key = serial(host).removeprefix("serial="), host.file(f"{TLS}/privkey.pem").sha256sum
+    # OpenSSL prints it this way too.
+    octets = ":".join(number[at : at + 2] for at in range(0, len(number), 2)).lower()
+    for spelt in (number, octets):
+        run = converge(tls_revoked=[spelt])
+        assert run.returncode == 0, run.stdout
+        assert "certificate revoked" in host.run(f"{check} /opt/stolen.pem").stderr
+        host.check_output(f"{check} {TLS}/fullchain.pem")
+        assert number not in serial(host)
+        assert host.file(f"{TLS}/privkey.pem").sha256sum != key
+        assert "changed=0" in converge(tls_revoked=[spelt]).stdout
+    # Taken from the variable, it stays on the list.
+    assert "changed=0" in converge().stdout
+    assert "certificate revoked" in host.run(f"{check} /opt/stolen.pem").stderr
+    for name, value in (("tls_revoked", ["xyz"]), ("tls_revocations_url", "https://example.net/ca.crl")):
+        refused = converge(**{name: value})
+        assert refused.returncode != 0
+        assert name in refused.stdout
+        assert "allowed" in refused.stdout
+
+
+def test_the_list_outlives_the_certificates(host: Host, converge: Converge) -> None:
+    def end() -> datetime:
+        shown = host.check_output(f"openssl crl -in {TLS}/ca.crl -inform DER -noout -nextupdate")
+        return datetime.strptime(shown, "nextUpdate=%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC)
+
+    assert end() - datetime.now(UTC) > timedelta(days=793)
+    assert converge(tls_valid_days=1000).returncode == 0
+    assert end() - datetime.now(UTC) > timedelta(days=1999)
+    assert "changed=0" in converge(tls_valid_days=1000).stdout
+    assert converge().returncode == 0
+
+
 def test_renewed_when_little_time_is_left(host: Host, converge: Converge) -> None:
     before, key = serial(host), host.file(f"{TLS}/privkey.pem").sha256sum
     assert converge(tls_renew_before_days=398).returncode == 0
