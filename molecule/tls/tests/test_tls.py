@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,22 @@ def test_a_revoked_certificate_is_replaced_and_on_the_list(
         assert refused.returncode != 0
         assert name in refused.stdout
         assert "allowed" in refused.stdout
+
+
+def test_another_authority_signs_a_list_of_its_own(host: Host, lab_state: Path, converge: Converge) -> None:
+    check = f"openssl verify -crl_check -CAfile {TLS}/ca.pem -CRLfile {TLS}/ca.crl {TLS}/fullchain.pem"
+    folder = lab_state / "authority"
+    away = folder.rename(lab_state / "authority.away")
+    before = host.file(f"{TLS}/ca.pem").sha256sum
+    try:
+        assert converge().returncode == 0
+        assert host.file(f"{TLS}/ca.pem").sha256sum != before
+        host.check_output(check)
+    finally:
+        shutil.rmtree(folder)
+        away.rename(folder)
+    assert converge().returncode == 0
+    host.check_output(check)
 
 
 def test_the_list_outlives_the_certificates(host: Host, converge: Converge) -> None:
