@@ -52,7 +52,7 @@ class Score:
 # Files in images are no programs or settings of the host. The benchmark's own scripts pass over them too, and
 # an emulated guest reads them for very long.
 WITHOUT_IMAGES = """
-if [ -d /var/lib/docker ]; then
+if command -v dockerd >/dev/null; then
     systemctl stop maya1-tts docker.socket docker containerd
     mount -t tmpfs tmpfs /var/lib/docker
 fi
