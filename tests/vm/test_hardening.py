@@ -11,7 +11,6 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -134,7 +133,6 @@ def speak(guest: Guest) -> bytes:
         issuer=said["fleet_jwt_issuer"],
         audience=said["fleet_jwt_audience"],
         subject="tests",
-        ttl=timedelta(minutes=30),
     )
     authority = guest.folder / "ca.pem"
     authority.write_text(guest.run("cat /etc/maya1/tls/ca.pem"))
