@@ -1,8 +1,9 @@
 """Certificates by which clients prove who they are, their authority, and the list of what was revoked.
 
-All lies in one folder on the operator's machine: `ca.pem` and `ca.key`; `crl.pem`, by which hosts know what
-is revoked; `issued/SERIAL.pem`, every certificate ever signed; `clients/NAME.pem`, certificate and key in
-one, for the client. What it allows stands in its subject: CN is who asks, O the tenant, each OU a scope.
+All lies in one folder on the operator's machine: `ca.pem` and `ca.key`, which ansible-vault may have
+encrypted; `crl.pem`, by which hosts know what is revoked; `issued/SERIAL.pem`, every certificate ever signed;
+`clients/NAME.pem`, certificate and key in one, for the client. What it allows stands in its subject: CN is
+who asks, O the tenant, each OU a scope.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from mayafleet import files
+from mayafleet import files, vault
 from mayafleet.errors import ExitCode, FleetError
 from mayafleet.tokens import Scope
 
@@ -215,7 +216,7 @@ class Authority:
     def _key(self) -> ec.EllipticCurvePrivateKey:
         path = self.folder / "ca.key"
         try:
-            key = load_pem_private_key(path.read_bytes(), password=None)
+            key = load_pem_private_key(vault.read(path).encode(), password=None)
         except (OSError, ValueError, TypeError) as error:
             raise FleetError(
                 f"The authority's key {path} cannot be read: {error}.",

@@ -285,13 +285,7 @@ def _floors(bundle: Bundle) -> Iterator[Finding]:
         if row.get("branch", bundle["driver"]["branch"]) != bundle["driver"]["branch"]:
             continue
         if numbers(version) < numbers(row["version"]):
-            yield Finding(
-                f"{row['part']} vulnerability",
-                Level.WARN,
-                f"{version} has {row['cve']}, which {row['version']} mends",
-                f"Take {row.get('take', row['version'])} or later.",
-                _source(row),
-            )
+            yield _vulnerable(row["part"], version, row, f"Take {row.get('take', row['version'])} or later.")
     for row in table()["broken"]:
         if versions[row["part"]] == row["version"]:
             yield Finding(
@@ -304,14 +298,15 @@ def _floors(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _package_floors(bundle: Bundle) -> Iterator[Finding]:
-    for name, version, row in below_floor(locks.pinned(locks.service(bundle["inference"]["requirements"]))):
-        yield Finding(
-            f"{name} vulnerability",
-            Level.WARN,
-            f"{version} has {row['cve']}, which {row['version']} mends",
-            f"Raise it in inference/pyproject.toml and renew {bundle['inference']['requirements']}.",
-            _source(row),
-        )
+    requirements = bundle["inference"]["requirements"]
+    for name, version, row in below_floor(locks.pinned(locks.service(requirements))):
+        mend = f"Raise it in inference/pyproject.toml and renew {requirements}."
+        yield _vulnerable(name, version, row, mend)
+
+
+def _vulnerable(part: str, version: str, row: Row, mend: str) -> Finding:
+    told = f"{version} has {row['cve']}, which {row['version']} mends"
+    return Finding(f"{part} vulnerability", Level.WARN, told, mend, _source(row))
 
 
 def below_floor(pinned: dict[str, str]) -> Iterator[tuple[str, str, Row]]:

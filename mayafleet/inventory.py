@@ -65,7 +65,7 @@ def load(paths: Path | Sequence[Path]) -> Inventory:
                 f"Inventories of this project: {known or 'none'}.",
                 ExitCode.USAGE,
             )
-    vault.unlock(paths)
+    vault.unlock_inventories(paths)
     data, _ = _list(paths, "--export")
     groups = {name: list(dict.fromkeys(_members(data, name))) for name in data if name != "_meta"}
     regions = tuple(

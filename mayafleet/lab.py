@@ -347,7 +347,7 @@ def save_image(image: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"{image.replace(':', '-')}.tar"
     if not archive.exists():
-        partial = archive.with_suffix(".partial")
+        partial = archive.with_suffix(f".{os.getpid()}")  # two labs may make it at once
         docker("save", "--output", str(partial), image)
         if docker_command()[0] == "sudo":
             run(["sudo", "chown", str(os.getuid()), str(partial)])

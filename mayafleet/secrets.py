@@ -52,6 +52,7 @@ SECRET_VARIABLES = (
 )  # fmt: skip
 SETTINGS = (
     "fleet_jwt_key_file", "inference_jwks_file", "tls_source", "tls_authority_dir", "tls_authority_name",
+    "gateway_client_authority_dir",
 )  # fmt: skip
 
 app = typer.Typer(help="The operator's secrets, encrypted in the inventory.", no_args_is_help=True)
@@ -242,6 +243,7 @@ def judge(folder: Path, known: dict[str, Any]) -> Iterator[Check]:
                 if known[secret.variable]
                 else "`mayafleet secrets init` takes it over.",
             )
+    yield from _client_key_checks(known)
     for path, variable in in_the_clear(folder):
         yield Check(
             f"{variable}: in the clear",
@@ -305,6 +307,22 @@ def _key_checks(folder: Path, file: SecretFile | None) -> Iterator[Check]:
         f"{path}, mode {mode:04o}" + (", inside the inventory" if beside else ""),
         "a file for its owner alone, outside of the inventory",
         f"Move it, and chmod 600 {path}.",
+    )
+
+
+def _client_key_checks(known: dict[str, Any]) -> Iterator[Check]:
+    """The key of the clients' authority has a file of its own, where it is kept with the inventory at all."""
+    folder = known["gateway_client_authority_dir"]
+    path = project.root() / str(folder or "") / "ca.key"
+    if not folder or not path.is_file():
+        return
+    locked, mode = vault.is_locked(path), stat.S_IMODE(path.stat().st_mode)
+    yield Check(
+        "clients: authority's key",
+        Level.PASS if locked else Level.FAIL if mode & 0o077 else Level.WARN,
+        f"{path}, " + ("encrypted" if locked else f"in the clear, mode {mode:04o}"),
+        "encrypted",
+        f"`ansible-vault encrypt {path}`; it is used as before.",
     )
 
 

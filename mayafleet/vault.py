@@ -1,4 +1,5 @@
 """The one file of an inventory in which the operator's secrets lie encrypted, by ansible-vault or by SOPS.
+And keys in files of their own, which ansible-vault may have encrypted.
 
 Both run as programs that are fed through stdin: no plain text comes to a disk, no secret into an argument.
 Ansible reads the file by itself, like any other of group_vars/all.
@@ -51,17 +52,15 @@ class SecretFile:
 
     def is_encrypted(self) -> bool:
         """Whether nothing in it can be read without the key. The names of variables may, with SOPS."""
-        content = self.path.read_bytes()
         if self.backend is Backend.VAULT:
-            return content.startswith(VAULT_HEADER)
-        document = yaml.safe_load(content)
+            return is_locked(self.path)
+        document = yaml.safe_load(self.path.read_bytes())
         return isinstance(document, dict) and "sops" in document and not _clear(document, "sops")
 
     def read(self) -> dict[str, Any]:
         """Its variables. Raises FleetError where it cannot be decrypted."""
         if self.backend is Backend.VAULT:
-            unlock([self.inventory])
-            text = self._run(["ansible-vault", "view", str(self.path)])
+            text = _view(self.path)
         else:
             text = self._run(["sops", "--disable-version-check", "decrypt", str(self.path)])
         try:
@@ -79,7 +78,7 @@ class SecretFile:
     def write(self, values: dict[str, Any]) -> None:
         """Encrypt these variables and put them in the file's place, whole or not at all."""
         if self.backend is Backend.VAULT:
-            unlock([self.inventory], new=True)
+            unlock([self.path], new=True)
             command = ["ansible-vault", "encrypt", "--output", "-"]
         else:
             command = ["sops", "--disable-version-check", "encrypt", "--filename-override", str(self.path)]
@@ -88,28 +87,8 @@ class SecretFile:
         files.write(self.path, encrypted.encode(), private=True)
 
     def _run(self, command: Sequence[str], text: str | None = None) -> str:
-        environment = os.environ | project.ansible_environment()
-        if not shutil.which(command[0], path=environment["PATH"]):
-            raise FleetError(
-                f"The program {command[0]}, which {self.path} needs, is not installed.",
-                "See docs/secrets.md.",
-                ExitCode.USAGE,
-            )
         # SOPS looks for .sops.yaml from here upwards.
-        done = subprocess.run(
-            command,
-            input=text,
-            env=environment,
-            cwd=self.inventory,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            verb = "encrypted" if text is not None else "decrypted"
-            told = " ".join(done.stderr.replace("[ERROR]:", "").split()) or f"{command[0]} says nothing"
-            raise FleetError(f"{self.path} cannot be {verb}: {told}", HINTS[self.backend], ExitCode.USAGE)
-        return done.stdout
+        return _run(command, self.path, self.backend, self.inventory, text)
 
 
 EDIT = {Backend.VAULT: "ansible-vault edit", Backend.SOPS: "sops"}
@@ -133,16 +112,32 @@ def find(inventory: Path) -> SecretFile | None:
     return found[0] if found else None
 
 
-def unlock(inventories: Iterable[Path], new: bool = False) -> None:
+def is_locked(path: Path) -> bool:
+    """Whether ansible-vault has encrypted this file."""
+    return path.is_file() and path.read_bytes().startswith(VAULT_HEADER)
+
+
+def read(path: Path) -> str:
+    """What a file holds; `ansible-vault encrypt` may have encrypted it.
+
+    Raises FleetError where it cannot be decrypted, OSError where it cannot be read at all.
+    """
+    return _view(path) if is_locked(path) else path.read_text()
+
+
+def unlock_inventories(paths: Iterable[Path]) -> None:
+    """Before something reads these inventories: ask for the password that their secrets need."""
+    unlock(SecretFile(one if one.is_dir() else one.parent, Backend.VAULT).path for one in paths)
+
+
+def unlock(paths: Iterable[Path], new: bool = False) -> None:
     """Ask for the password once, where one is needed and Ansible has not been told where to read it.
 
-    new: there is no encrypted file yet, so the password is asked for twice.
+    paths: files that may be encrypted. new: one is to be made, so the password is asked for twice.
     """
     if any(os.environ.get(name) for name in PASSWORD_VARIABLES):
         return
-    folders = {one if one.is_dir() else one.parent for one in inventories}
-    locked = [file for one in folders if (file := SecretFile(one, Backend.VAULT).path).is_file()]
-    locked = [file for file in locked if file.read_bytes().startswith(VAULT_HEADER)]
+    locked = [path for path in paths if is_locked(path)]
     if not (locked or new):
         return
     if not sys.stdin.isatty():
@@ -159,6 +154,30 @@ def unlock(inventories: Iterable[Path], new: bool = False) -> None:
     os.fchmod(memory, 0o400)
     os.write(memory, password.encode())
     os.environ["ANSIBLE_VAULT_PASSWORD_FILE"] = f"/proc/{os.getpid()}/fd/{memory}"
+
+
+def _view(path: Path) -> str:
+    unlock([path])
+    return _run(["ansible-vault", "view", str(path.resolve())], path, Backend.VAULT, path.parent)
+
+
+def _run(command: Sequence[str], path: Path, backend: Backend, folder: Path, text: str | None = None) -> str:
+    """Have a program encrypt this text for a file, or decrypt the file, and return what it prints."""
+    environment = os.environ | project.ansible_environment()
+    if not shutil.which(command[0], path=environment["PATH"]):
+        raise FleetError(
+            f"The program {command[0]}, which {path} needs, is not installed.",
+            "See docs/secrets.md.",
+            ExitCode.USAGE,
+        )
+    done = subprocess.run(
+        command, input=text, env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        verb = "encrypted" if text is not None else "decrypted"
+        told = " ".join(done.stderr.replace("[ERROR]:", "").split()) or f"{command[0]} says nothing"
+        raise FleetError(f"{path} cannot be {verb}: {told}", HINTS[backend], ExitCode.USAGE)
+    return done.stdout
 
 
 def _clear(value: Any, *ignored: str) -> list[str]:

@@ -67,6 +67,25 @@ def test_keys_are_private_and_the_clients_file_is_a_pair(authority: Authority) -
     )
 
 
+def test_the_authoritys_key_may_be_encrypted(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password, key = tmp_path / "password", authority.folder / "ca.key"
+    password.write_text("correct horse battery staple")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(password))
+    subprocess.run(["ansible-vault", "encrypt", key], check=True, capture_output=True)
+    alice = authority.issue("alice", days=30)
+    assert verify(authority, alice).returncode == 0
+    authority.revoke("alice")
+    assert "certificate revoked" in verify(authority, alice).stderr
+    assert key.read_bytes().startswith(b"$ANSIBLE_VAULT")
+
+    password.write_text("another")
+    with pytest.raises(FleetError, match=r"ca\.key cannot be decrypted"):
+        authority.issue("bob", days=30)
+    assert [one.name for one in authority.certificates()] == ["alice"]
+
+
 def test_the_subject_says_who_for_whom_and_what(authority: Authority) -> None:
     authority.issue("alice", days=30, scopes=[Scope.SPEAK, Scope.JOBS], tenant="acme")
     authority.issue("bob", days=30)

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from mayafleet import cli, project, secrets, tokens, vault
+from mayafleet import certs, cli, project, secrets, tokens, vault
 from mayafleet import inventory as inventories
 from mayafleet.checks import Check, Level
 from mayafleet.errors import ExitCode, FleetError
@@ -288,6 +288,22 @@ def test_weak_passwords(inventory: Path, value: str | None, level: Level) -> Non
     check = found(inventory, grafana_admin_password=value)["grafana"]
     assert check.level is level
     assert value is None or value not in str(check)
+
+
+def test_the_key_of_the_clients_authority(inventory: Path) -> None:
+    folder = inventory / "files" / "clients"
+
+    def level() -> Level | None:
+        check = found(inventory, gateway_client_authority_dir=str(folder)).get("clients: authority's key")
+        return check.level if check else None
+
+    assert level() is None  # kept elsewhere
+    certs.Authority.create(folder)
+    assert level() is Level.WARN
+    (folder / "ca.key").chmod(0o640)
+    assert level() is Level.FAIL
+    (folder / "ca.key").write_bytes(vault.VAULT_HEADER)
+    assert level() is Level.PASS
 
 
 def test_age(inventory: Path) -> None:

@@ -47,6 +47,18 @@ def alice(clients: Path) -> Path:
 
 
 @pytest.fixture
+def encrypted(clients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The authority's key lies encrypted by ansible-vault."""
+    password, key = tmp_path / "password", clients / "ca.key"
+    password.write_text("correct horse battery staple")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(password))
+    clear = key.read_bytes()
+    subprocess.run(["ansible-vault", "encrypt", key], check=True, capture_output=True)
+    yield
+    key.write_bytes(clear)
+
+
+@pytest.fixture
 def required(converge: Converge) -> Iterator[None]:
     assert converge(gateway_client_certificates="required").returncode == 0
     yield
@@ -154,7 +166,13 @@ def test_revoked_at_once_on_every_host(address: str, ask: Ask, clients: Path, tm
 
 
 def test_the_list_is_signed_anew_long_before_it_expires(
-    host: Host, ask: Ask, converge: Converge, clients: Path, alice: Path, monkeypatch: pytest.MonkeyPatch
+    host: Host,
+    ask: Ask,
+    converge: Converge,
+    clients: Path,
+    alice: Path,
+    encrypted: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     authority = Authority(clients)
     gone = authority.issue("gone", days=30)
