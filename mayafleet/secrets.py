@@ -313,8 +313,7 @@ def _key_checks(folder: Path, file: SecretFile | None) -> Iterator[Check]:
 def _client_key_checks(known: dict[str, Any]) -> Iterator[Check]:
     """The key of the clients' authority has a file of its own, where it is kept with the inventory at all."""
     folder = known["gateway_client_authority_dir"]
-    path = project.root() / str(folder or "") / "ca.key"
-    if not folder or not path.is_file():
+    if not folder or not (path := project.root() / str(folder) / "ca.key").is_file():
         return
     locked, mode = vault.is_locked(path), stat.S_IMODE(path.stat().st_mode)
     yield Check(

@@ -165,14 +165,9 @@ def test_revoked_at_once_on_every_host(address: str, ask: Ask, clients: Path, tm
     assert "mallory" in mayafleet("list").stdout
 
 
+@pytest.mark.usefixtures("encrypted")
 def test_the_list_is_signed_anew_long_before_it_expires(
-    host: Host,
-    ask: Ask,
-    converge: Converge,
-    clients: Path,
-    alice: Path,
-    encrypted: None,
-    monkeypatch: pytest.MonkeyPatch,
+    host: Host, ask: Ask, converge: Converge, clients: Path, alice: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = Authority(clients)
     gone = authority.issue("gone", days=30)
